@@ -1,0 +1,101 @@
+//! The two clocks that the gate reads, and a hand-moved pair for tests.
+//!
+//! Freshness and ledger times use the wall clock; rate limits use the monotonic one. Both come from
+//! one [`Clock`] value that is passed in, so that a test moves time instead of waiting for it.
+//! Deadlines of running I/O are tokio's and are not moved by a [`ManualClock`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+/// A source of wall-clock and monotonic time. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Clock {
+    source: Source,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    System { started: Instant },
+    Manual(Arc<Manual>),
+}
+
+#[derive(Debug)]
+struct Manual {
+    wall_start: SystemTime,
+    elapsed_nanos: AtomicU64,
+}
+
+impl Manual {
+    fn elapsed(&self) -> Duration {
+        Duration::from_nanos(self.elapsed_nanos.load(Ordering::SeqCst))
+    }
+}
+
+impl Clock {
+    /// The machine's own clocks.
+    pub fn system() -> Self {
+        Self {
+            source: Source::System {
+                started: Instant::now(),
+            },
+        }
+    }
+
+    /// A clock that stands still at `start` until its [`ManualClock`] moves it.
+    pub fn manual(start: SystemTime) -> (Self, ManualClock) {
+        let manual = Arc::new(Manual {
+            wall_start: start,
+            elapsed_nanos: AtomicU64::new(0),
+        });
+        let clock = Self {
+            source: Source::Manual(Arc::clone(&manual)),
+        };
+        (clock, ManualClock { manual })
+    }
+
+    /// The wall clock's time.
+    pub fn now(&self) -> SystemTime {
+        match &self.source {
+            Source::System { .. } => SystemTime::now(),
+            Source::Manual(manual) => manual.wall_start + manual.elapsed(),
+        }
+    }
+
+    /// Time since this clock was made; never goes backwards.
+    pub fn monotonic(&self) -> Duration {
+        match &self.source {
+            Source::System { started } => started.elapsed(),
+            Source::Manual(manual) => manual.elapsed(),
+        }
+    }
+}
+
+/// Moves the [`Clock`] it was made with.
+#[derive(Clone, Debug)]
+pub struct ManualClock {
+    manual: Arc<Manual>,
+}
+
+impl ManualClock {
+    /// Moves both times forward.
+    pub fn advance(&self, by: Duration) {
+        let nanos = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
+        self.manual.elapsed_nanos.fetch_add(nanos, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manual_clock_moves_only_when_told() {
+        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_667_980_513);
+        let (clock, hands) = Clock::manual(start);
+        assert_eq!(clock.now(), start);
+        hands.advance(Duration::from_secs(61));
+        assert_eq!(clock.now(), start + Duration::from_secs(61));
+        assert_eq!(clock.monotonic(), Duration::from_secs(61));
+    }
+}

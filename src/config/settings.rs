@@ -1,0 +1,330 @@
+//! What a configuration means: every default filled in, every name resolved, every file read.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+
+use super::Secret;
+use crate::net::{ListenAddress, TrustedProxies};
+use crate::tiki::{Family, KeySpec, PayloadKind, Pointer, SigningKey, Window};
+
+/// A whole configuration that passed every check.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The inbound listener and its limits.
+    pub server: Server,
+    /// The admin listener.
+    pub admin: Admin,
+    /// Backends; routes name them by index.
+    pub upstreams: Vec<Arc<Upstream>>,
+    /// What holds for every signature.
+    pub signature: Signature,
+    /// Callers; routes name them by index.
+    pub clients: Vec<Arc<Client>>,
+    /// What may be called.
+    pub routes: Vec<Arc<Route>>,
+    /// Where idempotency records live.
+    pub ledger: Ledger,
+    /// The log.
+    pub log: Log,
+}
+
+/// `[server]`
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Where Tiki's calls arrive.
+    pub listen: ListenAddress,
+    /// Connections open at once; further ones wait in the system's queue.
+    pub max_connections: usize,
+    /// Requests handled at once; further ones are answered `overloaded`.
+    pub max_in_flight: usize,
+    /// From a request's first byte to the end of its head.
+    pub header_timeout: Duration,
+    /// From the end of the head to the end of the body.
+    pub body_timeout: Duration,
+    /// How long a kept-alive connection may be silent between requests.
+    pub idle_timeout: Duration,
+    /// How long an answer may make no progress towards the caller.
+    pub write_timeout: Duration,
+    /// A head larger than this, in bytes, is refused.
+    pub head_limit: usize,
+    /// Header fields in a head.
+    pub max_headers: usize,
+    /// Limit per caller's address, before authentication.
+    pub per_address: Rate,
+    /// Peers whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: TrustedProxies,
+    /// Between failing readiness and closing the listener.
+    pub drain_delay: Duration,
+    /// How long a drain waits for what is in flight.
+    pub drain_within: Duration,
+    /// Threads that serve, each with its own runtime, listener and backend connections.
+    pub workers: usize,
+}
+
+/// A rate with a burst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Calls a second, sustained; at least 1.
+    pub per_second: u32,
+    /// Calls at once; at least 1.
+    pub burst: u32,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Where probes, metrics and the ledger API answer.
+    pub listen: ListenAddress,
+    /// Who may use the API. Empty: one is made when the gate starts.
+    pub tokens: Vec<AdminToken>,
+    /// Host names, besides the listen address and loopback, that the API accepts in `Host`.
+    pub hosts: Vec<String>,
+}
+
+/// One person's or program's way into the admin API.
+#[derive(Clone, Debug)]
+pub struct AdminToken {
+    /// Who acts with it; goes into the ledger's events.
+    pub name: String,
+    /// The bearer token.
+    pub token: Secret,
+}
+
+/// `[upstreams.NAME]`
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Where it listens.
+    pub endpoint: Endpoint,
+    /// The `Host` that is sent.
+    pub host: HeaderValue,
+    /// Limit of one connect.
+    pub connect_timeout: Duration,
+    /// From a request's first byte to the answer that Tiki gets; under 15 s.
+    pub answer_within: Duration,
+    /// How long a sent call may run on after Tiki was answered.
+    pub settle_within: Duration,
+    /// Calls running at once, over all workers.
+    pub max_in_flight: usize,
+    /// Headers added to every call; their values may be secrets.
+    pub set_headers: Vec<(HeaderName, Secret)>,
+}
+
+/// Where a backend listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `http://host:port`; the name is resolved at each connect.
+    Tcp {
+        /// Host name or address, without brackets.
+        host: String,
+        /// Port.
+        port: u16,
+    },
+    /// `unix:/path`
+    Unix(PathBuf),
+}
+
+/// `[signature]`, as far as it is not per route.
+#[derive(Clone, Debug)]
+pub struct Signature {
+    /// Header families that are accepted.
+    pub families: Vec<Family>,
+    /// The status of `unauthenticated`: 401 or 503.
+    pub refuse_with: StatusCode,
+    /// How many accepted signatures are remembered at once, over all routes.
+    pub max_remembered: usize,
+}
+
+/// One of `[[clients]]`
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// The client key that Tiki sends.
+    pub id: String,
+    /// For logs and metrics.
+    pub name: String,
+    /// Which of Tiki's systems calls.
+    pub environment: Environment,
+    /// Goes to the log and to the backend.
+    pub partner_code: Option<String>,
+    /// The secrets it may sign with, newest first.
+    pub secrets: Vec<ClientSecret>,
+    /// Limit after authentication.
+    pub rate: Rate,
+}
+
+/// One secret of a client, ready to verify with.
+#[derive(Clone, Debug)]
+pub struct ClientSecret {
+    /// Its name, for the metric that shows whether it is still used.
+    pub name: String,
+    /// The keyed state.
+    pub key: SigningKey,
+    /// Signatures by it count for nothing from this time on.
+    pub not_after: Option<SystemTime>,
+}
+
+/// Which of Tiki's systems a client belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Environment {
+    /// Real money.
+    Production,
+    /// Play money.
+    Sandbox,
+}
+
+/// One of `[[routes]]`
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Its name in logs and metrics.
+    pub name: String,
+    /// Matched byte for byte against the request's path.
+    pub path: String,
+    /// GET, POST, PUT, PATCH or DELETE; only GET signs the path.
+    pub method: Method,
+    /// What the body must be.
+    pub payload: PayloadKind,
+    /// Index into [`Settings::upstreams`].
+    pub upstream: usize,
+    /// Path, and perhaps a fixed query, that the backend gets.
+    pub upstream_path: String,
+    /// Indexes into [`Settings::clients`] of those who may call.
+    pub clients: Vec<usize>,
+    /// Time window per family, in the order of [`Family::ALL`].
+    pub windows: [Window; 2],
+    /// Body bytes at most.
+    pub body_limit: usize,
+    /// Who words the answer to a success.
+    pub answer: AnswerSource,
+    /// Kept answers are at most this many bytes.
+    pub answer_limit: usize,
+    /// Caller's headers that go to the backend as they are.
+    pub forward_headers: Vec<HeaderName>,
+    /// Whether the signature headers are kept from the backend.
+    pub strip_signature: bool,
+    /// GET: how the path on the wire becomes the path that Tiki signed.
+    pub signed_path: SignedPath,
+    /// What the backend's answers mean.
+    pub outcome: OutcomeRules,
+    /// How duplicates are told; none: every authentic call is sent.
+    pub idempotency: Option<Idempotency>,
+}
+
+/// `signed_path = { strip, add }`: the prefix `strip` is taken off, then `add` put in front.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SignedPath {
+    /// Prefix taken off the path on the wire.
+    pub strip: String,
+    /// Prefix put in front of what is left.
+    pub add: String,
+}
+
+/// Who words the answer to a success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerSource {
+    /// The backend's own answer is passed back.
+    Backend,
+    /// The platform's success body.
+    Platform,
+}
+
+/// How a backend's answer is classified, beside the rules that always hold.
+#[derive(Clone, Debug)]
+pub struct OutcomeRules {
+    /// A 2xx counts as success only if this holds.
+    pub success_when: Option<Condition>,
+    /// An answer for which this holds says "not applied", whatever its status.
+    pub failed_when: Option<Condition>,
+    /// Statuses that decline for good.
+    pub final_statuses: Vec<StatusCode>,
+    /// Statuses that say "not applied, try again".
+    pub retry_statuses: Vec<StatusCode>,
+}
+
+/// `{ pointer = "/code", equals = 0 }` over a JSON answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Condition {
+    /// Where to look.
+    pub pointer: Pointer,
+    /// What must stand there.
+    pub equals: serde_json::Value,
+}
+
+/// `[routes.idempotency]`
+#[derive(Clone, Debug)]
+pub struct Idempotency {
+    /// The ledger's namespace of the route's keys.
+    pub namespace: String,
+    /// Which fields are the key and which move money.
+    pub spec: KeySpec,
+    /// What happens to a call whose outcome nobody knows.
+    pub on_unknown: OnUnknown,
+    /// How long records are kept.
+    pub keep: Duration,
+    /// Authentic calls outside the window are taken up to this age; zero: off.
+    pub resend_age: Duration,
+}
+
+/// What happens to a call whose outcome nobody knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnUnknown {
+    /// Held until somebody says what happened.
+    Hold,
+    /// Sent again when Tiki sends it again.
+    Resend,
+}
+
+/// `[ledger]`
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    /// Which store.
+    pub store: Store,
+    /// The time zone of dates in commands.
+    pub time_zone: String,
+    /// Where a made admin token is put: beside the ledger.
+    pub directory: PathBuf,
+}
+
+/// Where records live.
+#[derive(Clone, Debug)]
+pub enum Store {
+    /// In this process; lost at its exit.
+    Memory {
+        /// Records at most.
+        max_records: usize,
+        /// Bytes of keys and kept answers at most.
+        max_bytes: usize,
+    },
+}
+
+/// `[log]`
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// How a line looks.
+    pub format: LogFormat,
+    /// The least level that is written.
+    pub level: tracing::level_filters::LevelFilter,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For eyes.
+    Text,
+}
+
+impl Settings {
+    /// The TCP address the admin API answers on, if it is one.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        match self.admin.listen {
+            ListenAddress::Tcp(address) => Some(address),
+            ListenAddress::Unix(_) => None,
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The `tikigate` command.
+
+fn main() -> std::process::ExitCode {
+    tikigate::cli::main()
+}

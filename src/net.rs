@@ -1,0 +1,222 @@
+//! Addresses and connections: what the server learns of a caller before HTTP means anything.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Instant;
+
+/// An HTTP request as it came off a connection, with what only the connection knows.
+#[derive(Debug)]
+pub struct Arrived<B> {
+    /// The request as the HTTP library parsed it.
+    pub request: http::Request<B>,
+    /// The other end of the connection.
+    pub peer: Peer,
+    /// When the first byte of this request was read; `answer_within` runs from here.
+    pub first_byte: Instant,
+}
+
+/// The other end of an accepted connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// A TCP connection from this address.
+    Tcp(SocketAddr),
+    /// A process on this machine, through a unix socket.
+    Unix,
+}
+
+/// Where to listen: `127.0.0.1:8080`, `[::1]:8080` or `unix:/run/tikigate.sock`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// A TCP address; port 0 lets the system choose.
+    Tcp(SocketAddr),
+    /// The path of a unix socket.
+    Unix(PathBuf),
+}
+
+impl FromStr for ListenAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            if path.is_empty() {
+                return Err("a path must follow `unix:`".to_owned());
+            }
+            return Ok(Self::Unix(PathBuf::from(path)));
+        }
+        text.parse().map(Self::Tcp).map_err(|_| {
+            format!("`{text}` is neither an address with a port, such as 127.0.0.1:8080, nor unix:/path")
+        })
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// The address that limits and logs use for a caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ClientAddress {
+    /// An IP address; IPv4-mapped IPv6 addresses are folded to IPv4.
+    Ip(IpAddr),
+    /// A local process whose address is unknown.
+    Local,
+}
+
+impl fmt::Display for ClientAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Local => f.write_str("unix"),
+        }
+    }
+}
+
+/// Peers whose `X-Forwarded-For` is believed (`server.trusted_proxies`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustedProxies {
+    /// Networks of the proxies.
+    pub networks: Vec<ipnet::IpNet>,
+    /// Whether callers through the unix socket are proxies too (the word `unix` in the list).
+    pub unix: bool,
+}
+
+impl TrustedProxies {
+    fn contains(&self, ip: IpAddr) -> bool {
+        self.networks.iter().any(|network| network.contains(&ip))
+    }
+
+    /// The caller's address: the peer's, or, behind trusted proxies, the right-most entry of
+    /// `X-Forwarded-For` that is not itself a trusted proxy.
+    ///
+    /// An entry that is no IP address ends the search: what stands left of it was written by
+    /// somebody nobody vouches for, so the last believed address is taken.
+    pub fn client_address(&self, peer: Peer, headers: &http::HeaderMap) -> ClientAddress {
+        let mut believed = match peer {
+            Peer::Tcp(address) => {
+                let ip = address.ip().to_canonical();
+                if !self.contains(ip) {
+                    return ClientAddress::Ip(ip);
+                }
+                ClientAddress::Ip(ip)
+            }
+            Peer::Unix if self.unix => ClientAddress::Local,
+            Peer::Unix => return ClientAddress::Local,
+        };
+        let lines: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
+        let entries = lines
+            .iter()
+            .rev()
+            .flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
+        for entry in entries {
+            let Some(ip) = std::str::from_utf8(entry)
+                .ok()
+                .and_then(|text| text.trim().parse::<IpAddr>().ok())
+            else {
+                return believed;
+            };
+            let ip = ip.to_canonical();
+            believed = ClientAddress::Ip(ip);
+            if !self.contains(ip) {
+                return believed;
+            }
+        }
+        believed
+    }
+}
+
+/// What one limit counts as one caller: an IPv4 address, or an IPv6 /64, which one host owns whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LimitKey {
+    /// One IPv4 address.
+    V4(u32),
+    /// The upper 64 bits of an IPv6 address.
+    V6(u64),
+    /// All local processes together.
+    Local,
+}
+
+impl From<ClientAddress> for LimitKey {
+    fn from(address: ClientAddress) -> Self {
+        match address {
+            ClientAddress::Ip(IpAddr::V4(ip)) => Self::V4(u32::from(ip)),
+            ClientAddress::Ip(IpAddr::V6(ip)) => Self::V6(upper_half(ip)),
+            ClientAddress::Local => Self::Local,
+        }
+    }
+}
+
+fn upper_half(ip: Ipv6Addr) -> u64 {
+    (u128::from(ip) >> 64) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{HeaderMap, HeaderValue};
+
+    fn forwarded(lines: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append("x-forwarded-for", HeaderValue::from_str(line).unwrap());
+        }
+        headers
+    }
+
+    fn ip(text: &str) -> ClientAddress {
+        ClientAddress::Ip(text.parse().unwrap())
+    }
+
+    fn tcp(text: &str) -> Peer {
+        Peer::Tcp(text.parse().unwrap())
+    }
+
+    fn proxies() -> TrustedProxies {
+        TrustedProxies {
+            networks: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
+            unix: false,
+        }
+    }
+
+    #[test]
+    fn nobody_else_is_believed() {
+        let headers = forwarded(&["203.0.113.9"]);
+        assert_eq!(proxies().client_address(tcp("198.51.100.1:5"), &headers), ip("198.51.100.1"));
+        assert_eq!(proxies().client_address(Peer::Unix, &headers), ClientAddress::Local);
+    }
+
+    #[test]
+    fn the_right_most_untrusted_entry_is_the_caller() {
+        let peer = tcp("10.0.0.1:5");
+        let spoofed = forwarded(&["1.1.1.1, 203.0.113.9", "10.2.2.2"]);
+        assert_eq!(proxies().client_address(peer, &spoofed), ip("203.0.113.9"));
+        assert_eq!(proxies().client_address(peer, &forwarded(&["203.0.113.9, nonsense"])), ip("10.0.0.1"));
+        assert_eq!(proxies().client_address(peer, &forwarded(&[])), ip("10.0.0.1"));
+        assert_eq!(
+            proxies().client_address(tcp("[::ffff:10.0.0.1]:5"), &forwarded(&["203.0.113.9"])),
+            ip("203.0.113.9")
+        );
+    }
+
+    #[test]
+    fn one_ipv6_host_is_one_caller() {
+        let key = |text: &str| LimitKey::from(ip(text));
+        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:2"));
+        assert_ne!(key("2001:db8:0:1::1"), key("2001:db8:0:2::1"));
+        assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
+    }
+
+    #[test]
+    fn listen_addresses_are_read_strictly() {
+        assert_eq!("unix:/run/x.sock".parse(), Ok(ListenAddress::Unix("/run/x.sock".into())));
+        assert!("unix:".parse::<ListenAddress>().is_err());
+        assert!("localhost:80".parse::<ListenAddress>().is_err());
+        assert!("127.0.0.1:0".parse::<ListenAddress>().is_ok());
+    }
+}

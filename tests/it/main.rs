@@ -1,0 +1,1 @@
+//! Integration tests: the library and the real binary, over real sockets.
