@@ -46,7 +46,9 @@ impl FromStr for ListenAddress {
             return Ok(Self::Unix(PathBuf::from(path)));
         }
         text.parse().map(Self::Tcp).map_err(|_| {
-            format!("`{text}` is neither an address with a port, such as 127.0.0.1:8080, nor unix:/path")
+            format!(
+                "`{text}` is neither an address with a port, such as 127.0.0.1:8080, nor unix:/path"
+            )
         })
     }
 }
@@ -187,8 +189,14 @@ mod tests {
     #[test]
     fn nobody_else_is_believed() {
         let headers = forwarded(&["203.0.113.9"]);
-        assert_eq!(proxies().client_address(tcp("198.51.100.1:5"), &headers), ip("198.51.100.1"));
-        assert_eq!(proxies().client_address(Peer::Unix, &headers), ClientAddress::Local);
+        assert_eq!(
+            proxies().client_address(tcp("198.51.100.1:5"), &headers),
+            ip("198.51.100.1")
+        );
+        assert_eq!(
+            proxies().client_address(Peer::Unix, &headers),
+            ClientAddress::Local
+        );
     }
 
     #[test]
@@ -196,8 +204,14 @@ mod tests {
         let peer = tcp("10.0.0.1:5");
         let spoofed = forwarded(&["1.1.1.1, 203.0.113.9", "10.2.2.2"]);
         assert_eq!(proxies().client_address(peer, &spoofed), ip("203.0.113.9"));
-        assert_eq!(proxies().client_address(peer, &forwarded(&["203.0.113.9, nonsense"])), ip("10.0.0.1"));
-        assert_eq!(proxies().client_address(peer, &forwarded(&[])), ip("10.0.0.1"));
+        assert_eq!(
+            proxies().client_address(peer, &forwarded(&["203.0.113.9, nonsense"])),
+            ip("10.0.0.1")
+        );
+        assert_eq!(
+            proxies().client_address(peer, &forwarded(&[])),
+            ip("10.0.0.1")
+        );
         assert_eq!(
             proxies().client_address(tcp("[::ffff:10.0.0.1]:5"), &forwarded(&["203.0.113.9"])),
             ip("203.0.113.9")
@@ -214,7 +228,10 @@ mod tests {
 
     #[test]
     fn listen_addresses_are_read_strictly() {
-        assert_eq!("unix:/run/x.sock".parse(), Ok(ListenAddress::Unix("/run/x.sock".into())));
+        assert_eq!(
+            "unix:/run/x.sock".parse(),
+            Ok(ListenAddress::Unix("/run/x.sock".into()))
+        );
         assert!("unix:".parse::<ListenAddress>().is_err());
         assert!("localhost:80".parse::<ListenAddress>().is_err());
         assert!("127.0.0.1:0".parse::<ListenAddress>().is_ok());

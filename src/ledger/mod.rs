@@ -36,7 +36,8 @@ use http::{HeaderName, HeaderValue, StatusCode};
 /// so nothing was sent.
 pub trait Ledger: Send + Sync + 'static {
     /// Ties a namespace to its definition, or checks that it is tied to the same one.
-    fn define(&self, namespace: Arc<str>, definition: Definition) -> Reply<Result<(), DefineError>>;
+    fn define(&self, namespace: Arc<str>, definition: Definition)
+    -> Reply<Result<(), DefineError>>;
 
     /// Asks to run a message.
     fn claim(&self, claim: Claim) -> Reply<Result<ClaimOutcome, LedgerError>>;
@@ -334,7 +335,10 @@ impl FromStr for State {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        Self::ALL.into_iter().find(|state| state.as_str() == text).ok_or(())
+        Self::ALL
+            .into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or(())
     }
 }
 
@@ -435,7 +439,9 @@ pub enum ResolveError {
         until: SystemTime,
     },
     /// After an alarm a record is not released.
-    #[error("an earlier attempt succeeded after it was declared not applied: the record can't be released")]
+    #[error(
+        "an earlier attempt succeeded after it was declared not applied: the record can't be released"
+    )]
     NoFurtherRelease,
     /// Name and reason are required.
     #[error("a name and a reason are required")]
