@@ -1,1 +1,170 @@
-//! admin.
+//! The admin listener: liveness, readiness, metrics, and the API over the ledger.
+//!
+//! ```text
+//! connection   at most `Limits::connections`; a new one displaces the oldest idle one; every phase has a limit
+//! ── open      GET /livez   GET /readyz   GET /metrics
+//! ── /api      a known Host · no Origin on changes · a bearer token · JSON on changes, read under a limit
+//!              GET /api/ledger   GET /api/ledger/{id}   POST /api/ledger/{id}/resolve   POST /api/drain
+//! ```
+//!
+//! The backend shares the loopback with this listener and a browser can be led to it, so the API trusts
+//! no address: a request forged through either must not resolve a refund.
+
+mod answer;
+mod connections;
+mod guard;
+mod handler;
+mod ledger_api;
+pub mod token;
+mod view;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::AdminToken;
+use crate::ledger::{Ledger, Stats};
+
+/// What the admin listener may tell of the gate and ask of it.
+pub trait Control: Send + Sync + 'static {
+    /// Whether calls are taken, and what is degraded.
+    fn readiness(&self) -> Readiness;
+
+    /// Starts the drain; nothing happens when it runs already. `by` is the name of the token's holder.
+    fn start_drain(&self, by: &str);
+
+    /// Every metric in Prometheus' text format. `ledger` is `None` while the ledger doesn't answer.
+    fn render_metrics(&self, ledger: Option<&Stats>) -> String;
+}
+
+/// Whether the gate takes calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Readiness {
+    /// Where the gate is in its life.
+    pub phase: Phase,
+    /// What is in trouble, one short sentence each. Doesn't make the gate unready: a backend or a
+    /// store in trouble is answered by the gate's own 503s, and leaving the load balancer helps nobody.
+    pub degraded: Vec<String>,
+}
+
+impl Readiness {
+    /// Whether a load balancer should send calls here.
+    pub fn is_ready(&self) -> bool {
+        self.phase == Phase::Serving
+    }
+}
+
+/// Where the gate is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It doesn't take calls yet.
+    Starting,
+    /// It takes calls.
+    Serving,
+    /// It finishes what is in flight and takes nothing new.
+    Draining,
+}
+
+impl Phase {
+    /// The word for it in `/readyz`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Starting => "starting",
+            Phase::Serving => "serving",
+            Phase::Draining => "draining",
+        }
+    }
+}
+
+/// Who may use the API, by which names, within which limits.
+#[derive(Clone, Debug)]
+pub struct AdminSettings {
+    /// Bearer tokens; [`token::ensure_token`] makes one where none is configured. Empty: nobody may.
+    pub tokens: Vec<AdminToken>,
+    /// Names that the API accepts in `Host` besides the listen address and loopback: with a port
+    /// only on that port, without one on any.
+    pub hosts: Vec<String>,
+    /// Bounds of what a caller can take.
+    pub limits: Limits,
+}
+
+/// Bounds of what a caller of the admin listener can take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at once. One more displaces the oldest that is not being answered.
+    pub connections: usize,
+    /// From the moment a connection is ready for a request to the end of its head. A kept-alive
+    /// connection may be silent no longer than this.
+    pub head_within: Duration,
+    /// From the end of a head to the end of its body.
+    pub body_within: Duration,
+    /// Body bytes at most.
+    pub body: usize,
+    /// How long the ledger may take to answer.
+    pub ledger_within: Duration,
+    /// After this a connection is closed, whatever it does: the bound on a peer that reads slowly.
+    pub connection_lifetime: Duration,
+    /// How long a connection that is being closed may take to finish its answer.
+    pub close_within: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 64,
+            head_within: Duration::from_secs(5),
+            body_within: Duration::from_secs(5),
+            body: 16 * 1024,
+            ledger_within: Duration::from_secs(5),
+            connection_lifetime: Duration::from_secs(60),
+            close_within: Duration::from_secs(2),
+        }
+    }
+}
+
+/// A bound listener.
+#[derive(Debug)]
+pub enum Listener {
+    /// On a TCP port.
+    Tcp(TcpListener),
+    /// On a unix socket.
+    Unix(UnixListener),
+}
+
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Self {
+        Self::Tcp(listener)
+    }
+}
+
+impl From<UnixListener> for Listener {
+    fn from(listener: UnixListener) -> Self {
+        Self::Unix(listener)
+    }
+}
+
+/// Answers admin requests until `shutdown`, then finishes what is being answered within
+/// [`Limits::close_within`] and returns.
+pub async fn serve(
+    listener: impl Into<Listener>,
+    settings: AdminSettings,
+    ledger: Arc<dyn Ledger>,
+    control: Arc<dyn Control>,
+    shutdown: CancellationToken,
+) {
+    let AdminSettings {
+        tokens,
+        hosts,
+        limits,
+    } = settings;
+    let desk = handler::Desk {
+        tokens: guard::Tokens::new(&tokens),
+        hosts,
+        limits,
+        ledger,
+        control,
+    };
+    connections::accept(listener.into(), Arc::new(desk), shutdown).await;
+}

@@ -1,5 +1,12 @@
 //! The commands, one file each: its `Args`, and a `run` that returns the exit code.
 
+pub mod admin_client;
+pub mod drain;
+pub mod failure;
+pub mod ledger;
+pub mod probe;
+mod terminal;
+
 use std::process::ExitCode;
 
 /// Exit codes that scripts may rely on.
