@@ -1,0 +1,319 @@
+//! Every metric's name and handle.
+//!
+//! Counted by hand, on relaxed atomics that belong to one worker each, and written by hand in
+//! Prometheus' text format. The usual libraries were measured at five to ten times the instructions
+//! per request (a handle looked up by its labels, an `Arc` or a lock on the way), and the names here
+//! are an interface that dashboards and alerts rely on, so they stand in one readable list
+//! (`render`). A scrape sums the workers' shards; a request touches only its own worker's memory,
+//! takes no lock, formats nothing and allocates nothing.
+//!
+//! Routes, refusals and secrets are known before the first request, so each has its own cell and a
+//! request names it by number. Nothing that a caller sends ever becomes a label.
+
+mod cells;
+mod exposition;
+mod process;
+mod render;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use cells::{Cells, Histogram};
+
+/// The `Content-Type` of [`Metrics::render`]'s text.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What the gate counts by; fixed when the gate is built.
+#[derive(Clone, Debug, Default)]
+pub struct Labels {
+    /// Names of the routes, in the order of [`RouteLabel::new`]'s index.
+    pub routes: Vec<String>,
+    /// Each refusal as its error code and its reason, empty where it has none.
+    pub refusals: Vec<(&'static str, &'static str)>,
+    /// Each secret as its client's name and its own.
+    pub secrets: Vec<(String, String)>,
+    /// Numbers that others keep.
+    pub sources: Sources,
+}
+
+/// Numbers that are kept where they arise and read at each scrape.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// Inbound connections that are open; the server counts them.
+    pub connections: Arc<AtomicUsize>,
+    /// Log lines that were given up since the start; the log counts them.
+    pub log_lines_dropped: Arc<AtomicU64>,
+}
+
+/// All metrics of one gate.
+#[derive(Debug)]
+pub struct Metrics {
+    /// Label of each route, [`RouteLabel::UNMATCHED`]'s first.
+    routes: Vec<String>,
+    refusals: Vec<(&'static str, &'static str)>,
+    secrets: Vec<(String, String)>,
+    sources: Sources,
+    shards: Vec<Arc<Shard>>,
+    signatures_remembered: AtomicUsize,
+    limited_addresses: AtomicUsize,
+    last_reload_successful: AtomicBool,
+    ledger_commits: Histogram,
+}
+
+impl Metrics {
+    /// Makes room for every label, once for each of `workers` (at least one).
+    ///
+    /// A label that was there before is told apart by a number (`name#2`), since one series that
+    /// appears twice would make a whole scrape fail.
+    pub fn new(labels: Labels, workers: usize) -> Arc<Self> {
+        let Labels {
+            routes,
+            refusals,
+            secrets,
+            sources,
+        } = labels;
+        let routes = all_different(
+            std::iter::once(UNMATCHED_NAME.to_owned()).chain(routes),
+            |name, number| format!("{name}#{number}"),
+        );
+        let secrets = all_different(secrets, |(client, secret), number| {
+            (client.clone(), format!("{secret}#{number}"))
+        });
+        let shards = (0..workers.max(1))
+            .map(|_| Arc::new(Shard::new(routes.len(), refusals.len(), secrets.len())))
+            .collect();
+        Arc::new(Self {
+            routes,
+            refusals,
+            secrets,
+            sources,
+            shards,
+            signatures_remembered: AtomicUsize::new(0),
+            limited_addresses: AtomicUsize::new(0),
+            last_reload_successful: AtomicBool::new(true),
+            ledger_commits: Histogram::new(&cells::COMMIT_DURATION),
+        })
+    }
+
+    /// The handle of worker `n`, counted from 0. A number beyond the workers shares another's shard:
+    /// slower, still right.
+    pub fn worker(self: &Arc<Self>, n: usize) -> Worker {
+        Worker {
+            shard: Arc::clone(&self.shards[n % self.shards.len()]),
+        }
+    }
+
+    /// The numbers that others keep, to be shared with them.
+    pub fn sources(&self) -> &Sources {
+        &self.sources
+    }
+
+    /// Sets how many signatures are remembered against being used again.
+    pub fn set_signatures_remembered(&self, count: usize) {
+        self.signatures_remembered.store(count, Ordering::Relaxed);
+    }
+
+    /// Sets how many addresses the limit per address keeps apart.
+    pub fn set_limited_addresses(&self, count: usize) {
+        self.limited_addresses.store(count, Ordering::Relaxed);
+    }
+
+    /// Sets whether the last try to load the configuration worked; true from the start.
+    pub fn set_last_reload_successful(&self, successful: bool) {
+        self.last_reload_successful
+            .store(successful, Ordering::Relaxed);
+    }
+
+    /// Counts one durable commit of the ledger.
+    pub fn ledger_commit(&self, took: Duration) {
+        self.ledger_commits.observe_duration(took);
+    }
+
+    /// The whole exposition, to be sent as [`CONTENT_TYPE`].
+    ///
+    /// Reads `/proc/self` for the `process_*` families; where that can't be read, they are left out.
+    pub fn render(&self, ledger: &LedgerFigures) -> String {
+        render::exposition(self, ledger, &process::Figures::read())
+    }
+}
+
+const UNMATCHED_NAME: &str = "unmatched";
+
+/// The route that a request is counted under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteLabel(usize);
+
+impl RouteLabel {
+    /// All requests that match no route, under one label.
+    pub const UNMATCHED: Self = Self(0);
+
+    /// The route at this index of [`Labels::routes`].
+    pub const fn new(index: usize) -> Self {
+        Self(index.saturating_add(1))
+    }
+}
+
+/// What the ledger holds at the time of a scrape. Empty when the ledger can't say: its series are
+/// then absent, which alerts can tell from zero.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LedgerFigures {
+    /// One entry for each state.
+    pub states: Vec<StateFigures>,
+}
+
+/// What the ledger holds in one state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateFigures {
+    /// The state's word.
+    pub state: &'static str,
+    /// Records in it.
+    pub records: u64,
+    /// How long the oldest of them has been in it; zero where there is none.
+    pub oldest: Duration,
+}
+
+/// One worker's handle. Cheap to clone; every method is a few atomic additions on memory that no
+/// other worker writes.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    shard: Arc<Shard>,
+}
+
+impl Worker {
+    /// Counts an answered request: its HTTP status and the time from its first byte to its answer.
+    pub fn request(&self, route: RouteLabel, status: u16, took: Duration) {
+        let cells = self.shard.route(route);
+        cells.codes.add(code_cell(status));
+        cells.duration.observe_duration(took);
+    }
+
+    /// Counts a call to the backend that was answered: the time from connecting to the answer's end.
+    pub fn upstream(&self, route: RouteLabel, took: Duration) {
+        self.shard.route(route).upstream.observe_duration(took);
+    }
+
+    /// Counts a refusal by its place in [`Labels::refusals`].
+    pub fn refusal(&self, route: RouteLabel, slot: usize) {
+        self.shard.route(route).refusals.add(slot);
+    }
+
+    /// Counts an answer given from the ledger.
+    pub fn replay(&self, route: RouteLabel) {
+        self.shard.route(route).replays.add(0);
+    }
+
+    /// Counts a signature that a secret explained, by its place in [`Labels::secrets`].
+    pub fn signature_match(&self, secret: usize) {
+        self.shard.signature_matches.add(secret);
+    }
+
+    /// Counts the age of an authentic message, in seconds; negative when it is ahead of our clock.
+    pub fn signature_age(&self, seconds: f64) {
+        self.shard.signature_age.observe_seconds(seconds);
+    }
+
+    /// Counts a request as in flight for as long as the guard lives. The guard may be dropped on
+    /// any thread.
+    pub fn in_flight(&self) -> InFlight {
+        self.shard.in_flight.add(0);
+        InFlight {
+            shard: Arc::clone(&self.shard),
+        }
+    }
+}
+
+/// One request in flight.
+#[derive(Debug)]
+#[must_use = "dropping it ends the request's time in flight"]
+pub struct InFlight {
+    shard: Arc<Shard>,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.shard.in_flight.subtract(0);
+    }
+}
+
+/// One worker's cells. Behind an `Arc` of its own, so that cloning a handle or a guard counts
+/// references in this worker's memory only.
+#[derive(Debug)]
+struct Shard {
+    routes: Vec<RouteCells>,
+    signature_matches: Cells,
+    signature_age: Histogram,
+    in_flight: Cells,
+}
+
+impl Shard {
+    fn new(routes: usize, refusals: usize, secrets: usize) -> Self {
+        Self {
+            routes: (0..routes).map(|_| RouteCells::new(refusals)).collect(),
+            signature_matches: Cells::new(secrets),
+            signature_age: Histogram::new(&cells::AGE),
+            in_flight: Cells::new(1),
+        }
+    }
+
+    /// A label that this gate doesn't know counts as unmatched rather than not at all.
+    fn route(&self, label: RouteLabel) -> &RouteCells {
+        self.routes.get(label.0).unwrap_or(&self.routes[0])
+    }
+}
+
+#[derive(Debug)]
+struct RouteCells {
+    /// One cell for each status, see [`code_cell`]: 4 KiB for each route and worker.
+    codes: Cells,
+    duration: Histogram,
+    upstream: Histogram,
+    refusals: Cells,
+    replays: Cells,
+}
+
+impl RouteCells {
+    fn new(refusals: usize) -> Self {
+        Self {
+            codes: Cells::new(CODES + 1),
+            duration: Histogram::new(&cells::DURATION),
+            upstream: Histogram::new(&cells::DURATION),
+            refusals: Cells::new(refusals),
+            replays: Cells::new(1),
+        }
+    }
+}
+
+const FIRST_CODE: usize = 100;
+/// Statuses 100 to 599; the cell after them takes everything else.
+const CODES: usize = 500;
+
+fn code_cell(status: u16) -> usize {
+    match usize::from(status).checked_sub(FIRST_CODE) {
+        Some(cell) if cell < CODES => cell,
+        _ => CODES,
+    }
+}
+
+fn all_different<T: Clone + Eq + std::hash::Hash>(
+    labels: impl IntoIterator<Item = T>,
+    numbered: impl Fn(&T, usize) -> T,
+) -> Vec<T> {
+    let mut taken = HashSet::new();
+    labels
+        .into_iter()
+        .map(|label| {
+            let mut unique = label.clone();
+            let mut number = 1;
+            while !taken.insert(unique.clone()) {
+                number += 1;
+                unique = numbered(&label, number);
+            }
+            unique
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

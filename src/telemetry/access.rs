@@ -1,0 +1,175 @@
+//! The access line: what became of one request.
+
+use std::fmt::Display;
+use std::time::{Duration, SystemTime};
+
+use tracing::Level;
+use tracing::level_filters::LevelFilter;
+
+use super::line::Line;
+use super::sink::Sink;
+
+/// One request, as the log tells of it. What is absent is left out of the line.
+///
+/// There is no field for a secret, a signature or a body, so none can be logged by this way. Texts are
+/// escaped, and cut after 1024 bytes.
+#[derive(Clone, Copy, Default)]
+pub struct AccessLine<'a> {
+    /// `time`: when the request was answered; absent, the system clock's time.
+    pub time: Option<SystemTime>,
+    /// `tikigate.request_id`: the gate's own id of this request.
+    pub request_id: Option<&'a str>,
+    /// `trace_id`: of the caller's `traceparent`.
+    pub trace_id: Option<&'a str>,
+    /// `client.address`: the caller's address as limits use it.
+    pub client_address: Option<&'a (dyn Display + 'a)>,
+    /// `http.request.method`.
+    pub method: Option<&'a str>,
+    /// `http.route`: the route's name.
+    pub route: Option<&'a str>,
+    /// `url.path`: the path as it was received.
+    pub path: Option<&'a str>,
+    /// `tikigate.client`: the client's name.
+    pub client: Option<&'a str>,
+    /// `tikigate.partner_code`.
+    pub partner_code: Option<&'a str>,
+    /// `tikigate.idempotency_key`.
+    pub idempotency_key: Option<&'a str>,
+    /// `http.response.status_code`: what the caller got.
+    pub status: Option<u16>,
+    /// `error.type`: the refusal's code.
+    pub error: Option<&'a str>,
+    /// `tikigate.reason`: why, in the gate's own words; the caller isn't told.
+    pub reason: Option<&'a str>,
+    /// `tikigate.attempt`: which try of this key ran, from 1.
+    pub attempt: Option<u32>,
+    /// `tikigate.replayed`: whether the answer came from the ledger.
+    pub replayed: Option<bool>,
+    /// `tikigate.upstream.status_code`: what the backend answered.
+    pub upstream_status: Option<u16>,
+    /// `tikigate.upstream.duration_ms`: how long the backend took.
+    pub upstream_duration: Option<Duration>,
+    /// `duration_ms`: from the request's first byte to its answer.
+    pub duration: Option<Duration>,
+    /// `http.request.body.size`, in bytes.
+    pub request_bytes: Option<u64>,
+    /// `http.response.body.size`, in bytes.
+    pub response_bytes: Option<u64>,
+}
+
+/// A worker's access log.
+#[derive(Clone, Debug)]
+pub struct AccessLog {
+    sink: Sink,
+    buffer: usize,
+    level: LevelFilter,
+}
+
+const TEXT_LIMIT: usize = 1024;
+
+impl AccessLog {
+    pub(super) fn new(sink: Sink, buffer: usize, level: LevelFilter) -> Self {
+        Self {
+            sink,
+            buffer,
+            level,
+        }
+    }
+
+    /// Writes one line, unless its level is below the configured one.
+    ///
+    /// The level follows the answer: `info` below 400, `warn` for a 4xx (the call is lost, and a caller's
+    /// fault), `error` for a 5xx (Tiki sends the call again, and something of ours or behind us is in
+    /// trouble).
+    pub fn write(&self, line: &AccessLine<'_>) {
+        let level = level_of(line.status);
+        if level > self.level {
+            return;
+        }
+        let time = line.time.unwrap_or_else(SystemTime::now);
+        self.sink.line(self.buffer, time, |out, format, stamp| {
+            let mut fields = Fields(Line::begin(out, format, stamp, level, "request"));
+            fields.write(line);
+            fields.0.end();
+        });
+    }
+}
+
+fn level_of(status: Option<u16>) -> Level {
+    match status {
+        Some(500..) => Level::ERROR,
+        Some(400..) => Level::WARN,
+        _ => Level::INFO,
+    }
+}
+
+struct Fields<'b>(Line<'b>);
+
+impl Fields<'_> {
+    fn write(&mut self, line: &AccessLine<'_>) {
+        let AccessLine {
+            time: _, // at the line's start
+            request_id,
+            trace_id,
+            client_address,
+            method,
+            route,
+            path,
+            client,
+            partner_code,
+            idempotency_key,
+            status,
+            error,
+            reason,
+            attempt,
+            replayed,
+            upstream_status,
+            upstream_duration,
+            duration,
+            request_bytes,
+            response_bytes,
+        } = *line;
+        self.text("tikigate.request_id", request_id);
+        self.text("trace_id", trace_id);
+        if let Some(address) = client_address {
+            self.0.printed("client.address", address);
+        }
+        self.text("http.request.method", method);
+        self.text("http.route", route);
+        self.text("url.path", path);
+        self.text("tikigate.client", client);
+        self.text("tikigate.partner_code", partner_code);
+        self.text("tikigate.idempotency_key", idempotency_key);
+        self.number("http.response.status_code", status);
+        self.text("error.type", error);
+        self.text("tikigate.reason", reason);
+        self.number("tikigate.attempt", attempt);
+        if let Some(replayed) = replayed {
+            let word = if replayed { "true" } else { "false" };
+            self.0.bare("tikigate.replayed", word);
+        }
+        self.number("tikigate.upstream.status_code", upstream_status);
+        self.millis("tikigate.upstream.duration_ms", upstream_duration);
+        self.millis("duration_ms", duration);
+        self.number("http.request.body.size", request_bytes);
+        self.number("http.response.body.size", response_bytes);
+    }
+
+    fn text(&mut self, key: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.0.text(key, value, TEXT_LIMIT);
+        }
+    }
+
+    fn number(&mut self, key: &str, value: Option<impl Into<u64>>) {
+        if let Some(value) = value {
+            self.0.number(key, value.into());
+        }
+    }
+
+    fn millis(&mut self, key: &str, value: Option<Duration>) {
+        if let Some(value) = value {
+            self.0.millis(key, value);
+        }
+    }
+}
