@@ -1,9 +1,14 @@
 //! Integration tests: the library and the real binary, over real sockets.
+
 #![allow(
     clippy::unwrap_used,
     unreachable_pub,
-    reason = "a test fails by panicking, its helpers too, and nothing outside this binary can reach them"
+    reason = "a test fails by panicking, and nobody imports a test"
 )]
 
+mod admin;
 mod architecture;
+mod client;
+mod server;
 mod support;
+mod vectors;

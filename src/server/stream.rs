@@ -1,0 +1,292 @@
+//! What a connection is doing, told from the bytes that pass.
+//!
+//! hyper has no hook for a request's first byte or for an answer that its caller does not take, so
+//! the stream below it takes notes ([`Watched`]), together with the adapter around the service
+//! (`connection`). The notes are one atomic word per connection, touched by one task at a time.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use super::Limits;
+
+/// How long a closed connection waits for its caller to read the last answer and close.
+///
+/// Closing a socket that holds unread bytes (a body that was refused unread) resets it, and the
+/// reset may overtake the answer.
+pub(super) const LINGER: Duration = Duration::from_secs(2);
+
+/// Bytes that are read and thrown away meanwhile.
+const LINGER_BYTES: usize = 1 << 20;
+
+/// How long a new connection may take to send something when the server closes: its caller has
+/// just connected, so a request is surely on its way.
+const FRESH_GRACE: Duration = Duration::from_millis(250);
+
+/// A step of a connection's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Accepted; nothing came yet.
+    Fresh,
+    /// The first byte of a request came, the end of its head did not.
+    Head,
+    /// The service has the request. Its deadlines are its own.
+    Handling,
+    /// The answer is being written.
+    Answering,
+    /// The answer is being written and the caller does not take it.
+    Stuck,
+    /// The answer was written; nothing came since.
+    Idle,
+    /// Closed from this side while quiet: nothing is owed to the caller.
+    Dismissed,
+    /// Closed from this side after an answer.
+    Lingering,
+}
+
+impl Phase {
+    const ALL: [Phase; 8] = [
+        Phase::Fresh,
+        Phase::Head,
+        Phase::Handling,
+        Phase::Answering,
+        Phase::Stuck,
+        Phase::Idle,
+        Phase::Dismissed,
+        Phase::Lingering,
+    ];
+    const BITS: u32 = 3;
+    const MASK: u64 = (1 << Self::BITS) - 1;
+}
+
+/// The phase of one connection and since when it lasts.
+///
+/// Since when: of [`Phase::Handling`] and [`Phase::Answering`] it is the request's first byte,
+/// which saves reading the clock.
+#[derive(Debug)]
+pub(super) struct Activity {
+    accepted: Instant,
+    /// Nanoseconds after `accepted`, and in the lowest bits the phase.
+    state: AtomicU64,
+    leaving: AtomicBool,
+}
+
+impl Activity {
+    /// A connection that was just accepted.
+    pub(super) fn new(accepted: Instant) -> Self {
+        let activity = Self {
+            accepted,
+            state: AtomicU64::new(0),
+            leaving: AtomicBool::new(false),
+        };
+        activity.set(Phase::Fresh, accepted);
+        activity
+    }
+
+    /// The phase and since when it lasts.
+    pub(super) fn get(&self) -> (Phase, Instant) {
+        let state = self.state.load(Ordering::Relaxed);
+        let nanos = state >> Phase::BITS;
+        let phase = Phase::ALL[(state & Phase::MASK) as usize];
+        (phase, self.accepted + Duration::from_nanos(nanos))
+    }
+
+    fn set(&self, phase: Phase, since: Instant) {
+        let since = since.saturating_duration_since(self.accepted);
+        // 61 bits of nanoseconds are 73 years.
+        let nanos = since.as_nanos() as u64;
+        self.state
+            .store((nanos << Phase::BITS) | phase as u64, Ordering::Relaxed);
+    }
+
+    fn phase(&self) -> Phase {
+        self.get().0
+    }
+
+    /// The connection shall end with the next answer, or without one if none is due.
+    pub(super) fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Self::leave`] was said.
+    pub(super) fn leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
+    /// When the connection is to be closed if nothing changes.
+    pub(super) fn deadline(&self, limits: &Limits) -> Option<Instant> {
+        let (phase, since) = self.get();
+        let patience = match phase {
+            Phase::Fresh if self.leaving() => FRESH_GRACE.min(limits.header_timeout),
+            Phase::Fresh | Phase::Head => limits.header_timeout,
+            Phase::Handling | Phase::Answering => return None,
+            Phase::Stuck => limits.write_timeout,
+            Phase::Idle => limits.idle_timeout,
+            Phase::Dismissed | Phase::Lingering => LINGER,
+        };
+        since.checked_add(patience)
+    }
+
+    /// The service gets a request; returns when its first byte was read.
+    ///
+    /// A request that hyper had read together with the one before it counts from when that one's
+    /// answer was written. (If only its beginning was, from when the rest came.)
+    pub(super) fn request_begins(&self) -> Instant {
+        let (_, first_byte) = self.get();
+        self.set(Phase::Handling, first_byte);
+        first_byte
+    }
+
+    /// The service has answered.
+    pub(super) fn answer_begins(&self) {
+        let (_, since) = self.get();
+        self.set(Phase::Answering, since);
+    }
+
+    /// Whether hyper may be told now that the connection shall end.
+    ///
+    /// Not before a first request and not within a head: hyper would throw away what came of it.
+    pub(super) fn may_close(&self) -> bool {
+        match self.phase() {
+            Phase::Fresh | Phase::Head => false,
+            Phase::Idle => {
+                self.set(Phase::Dismissed, Instant::now());
+                true
+            }
+            _ => true,
+        }
+    }
+
+    fn read(&self, bytes: &[u8]) {
+        let (Phase::Fresh | Phase::Idle) = self.phase() else {
+            return;
+        };
+        // Empty lines before a request are no part of it (RFC 9112, 2.2).
+        if bytes.iter().any(|byte| !matches!(byte, b'\r' | b'\n')) {
+            self.set(Phase::Head, Instant::now());
+        }
+    }
+
+    fn wrote(&self, outcome: &Poll<io::Result<usize>>) {
+        let (phase, since) = self.get();
+        match (phase, outcome) {
+            (Phase::Stuck, Poll::Ready(Ok(1..))) => self.set(Phase::Answering, since),
+            (Phase::Answering, Poll::Pending) => self.set(Phase::Stuck, Instant::now()),
+            _ => {}
+        }
+    }
+
+    /// hyper flushes when nothing is left to write.
+    fn flushed(&self, outcome: &Poll<io::Result<()>>) {
+        match (self.phase(), outcome) {
+            (Phase::Answering | Phase::Stuck, Poll::Ready(Ok(()))) => {
+                self.set(Phase::Idle, Instant::now());
+            }
+            (Phase::Answering, Poll::Pending) => self.set(Phase::Stuck, Instant::now()),
+            _ => {}
+        }
+    }
+}
+
+/// A stream that notes what passes in an [`Activity`].
+#[derive(Debug)]
+pub(super) struct Watched<I> {
+    io: I,
+    activity: Arc<Activity>,
+    /// The caller sent all it will send.
+    ended: bool,
+    /// Bytes that lingering may still throw away; none: this side was not closed yet.
+    linger: Option<usize>,
+}
+
+impl<I> Watched<I> {
+    /// Watches `io`.
+    pub(super) fn new(io: I, activity: Arc<Activity>) -> Self {
+        Self {
+            io,
+            activity,
+            ended: false,
+            linger: None,
+        }
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let room = buf.remaining() > 0;
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        let bytes = &buf.filled()[before..];
+        if bytes.is_empty() {
+            self.ended |= room;
+        } else {
+            self.activity.read(bytes);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<I> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.activity.wrote(&outcome);
+        outcome
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        self.activity.wrote(&outcome);
+        outcome
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outcome = Pin::new(&mut self.io).poll_flush(cx);
+        self.activity.flushed(&outcome);
+        outcome
+    }
+
+    /// Closes this side, then waits for the caller to close its own; see [`LINGER`].
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.linger.is_none() {
+            ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+            if self.ended || self.activity.phase() == Phase::Dismissed {
+                return Poll::Ready(Ok(()));
+            }
+            self.activity.set(Phase::Lingering, Instant::now());
+            self.linger = Some(LINGER_BYTES);
+        }
+        let mut scratch = [0; 4096];
+        while let Some(left @ 1..) = self.linger {
+            let mut buf = ReadBuf::new(&mut scratch);
+            // A reset by the caller is as good an end as any.
+            let read = ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf));
+            if read.is_err() || buf.filled().is_empty() {
+                break;
+            }
+            self.linger = Some(left.saturating_sub(buf.filled().len()));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
