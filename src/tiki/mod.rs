@@ -1,148 +1,84 @@
-//! Tiki's partner protocol, pure: no I/O, no clock, no logging.
+//! Tiki's partner protocol, pure: no I/O, no clock, no logging. Time, secrets and bytes are passed in.
+//!
+//! Everything here follows Tiki's public partner documentation. A signature covers
+//! `timestamp "." client_key "." signed`, where `signed` is the request body as it was sent, or, for
+//! GET, path and query; the HMAC-SHA256 is taken over the base64url form of that, without padding.
+//!
+//! # Checking a call
+//!
+//! The headers are read, the body's bytes are fed in as they arrive, and only then the signature is
+//! compared. What comes after (is it recent, is it the payload that was expected, was it seen before)
+//! is for the caller to ask in this order.
+//!
+//! ```
+//! use std::time::{Duration, SystemTime};
+//! use tikigate::tiki::{self, Family, Freshness, PayloadKind, SigningKey, Verifier, Window};
+//!
+//! let key = SigningKey::from_secret(b"EhjGcsUUuRSJTHiYPbW5fxzyaKEx0JuAZIKRQ4HnIfNFidB2kMg6locQbTIEz3Vf");
+//! let mut headers = http::HeaderMap::new();
+//! headers.insert("x-tikivip-timestamp", "1667980513000".parse()?);
+//! headers.insert("x-tikivip-client-id", "RLCKb7Ae9kx4DXtXsCWjnDXtggFnM43W".parse()?);
+//! headers.insert(
+//!     "x-tikivip-signature",
+//!     "d5429ab6c6d10bd54d68a7564775bcf17acbb95c625150324d8192317d2dc6ae".parse()?,
+//! );
+//! let body = br#"{"tiki_transaction_id":"221115TIKIVIP-235784371-1668488254","transaction_amount":100000,"transaction_id":"8A43B011-0EC9-4AA5-8D83-6FE7B2BCE4EC"}"#;
+//!
+//! // Who says so, and is it true?
+//! let sent = tiki::read_headers(&headers, &Family::ALL)?;
+//! let mut verifier = Verifier::new([&key], sent.timestamp, sent.client_id);
+//! for chunk in body.chunks(64) {
+//!     verifier.update(chunk);
+//! }
+//! assert_eq!(verifier.finish(&sent.mac), Some(0));
+//!
+//! // Is it recent?
+//! let window = Window { max_age: Duration::from_secs(300), max_ahead: Duration::from_secs(60) };
+//! let now = sent.timestamp.to_system_time() + Duration::from_secs(2);
+//! assert_eq!(window.judge(sent.timestamp, now), Freshness::Fresh);
+//!
+//! // What does it say, and which message is it?
+//! let message = tiki::parse_message(PayloadKind::TransactionIpn, body)?;
+//! let spec = tiki::KeySpec::for_payload(PayloadKind::TransactionIpn).ok_or("no key")?;
+//! assert_eq!(
+//!     spec.extract(&message)?.key,
+//!     "221115TIKIVIP-235784371-1668488254|8A43B011-0EC9-4AA5-8D83-6FE7B2BCE4EC|"
+//! );
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Signing a call
+//!
+//! ```
+//! use tikigate::tiki::{SigningKey, Timestamp};
+//!
+//! let key = SigningKey::from_secret(b"EhjGcsUUuRSJTHiYPbW5fxzyaKEx0JuAZIKRQ4HnIfNFidB2kMg6locQbTIEz3Vf");
+//! let timestamp = Timestamp::parse(b"1620621619569").ok_or("13 digits")?;
+//! let mac = key.sign(timestamp, "RLCKb7Ae9kx4DXtXsCWjnDXtggFnM43W", br#"{"id":123}"#);
+//! assert_eq!(mac.to_hex(), "8ebd092b9df2cf90e8ccbcab2ba87ee14f2abb25eb8f18b4d7286d42adcd45c2");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
-use std::fmt;
-use std::time::Duration;
+mod amount;
+pub mod diagnosis;
+pub mod envelope;
+mod freshness;
+mod headers;
+mod json;
+mod key;
+mod payload;
+mod pointer;
+mod signature;
 
-use hmac::{Hmac, KeyInit};
-use sha2::Sha256;
-
-/// A family of signature headers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Family {
-    /// The Tini App platform's `X-Tiniapp-*`.
-    TiniApp,
-    /// Tiki VIP's `X-Tikivip-*`.
-    TikiVip,
-}
-
-impl Family {
-    /// Both families; [`Window`]s per family are in this order.
-    pub const ALL: [Family; 2] = [Family::TiniApp, Family::TikiVip];
-
-    /// The word for it in the configuration and on the command line.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Family::TiniApp => "tiniapp",
-            Family::TikiVip => "tikivip",
-        }
-    }
-
-    /// The family with this word.
-    pub fn parse(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|family| family.as_str() == word)
-    }
-}
-
-/// A message's type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PayloadKind {
-    /// A payment's state changed (Tiki VIP).
-    TransactionIpn,
-    /// An order's state changed (Tini App).
-    OrderIpn,
-    /// Money goes back.
-    Refund,
-    /// Anything signed.
-    Any,
-}
-
-impl PayloadKind {
-    /// Every kind.
-    pub const ALL: [PayloadKind; 4] = [
-        PayloadKind::TransactionIpn,
-        PayloadKind::OrderIpn,
-        PayloadKind::Refund,
-        PayloadKind::Any,
-    ];
-
-    /// The word for it in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            PayloadKind::TransactionIpn => "transaction_ipn",
-            PayloadKind::OrderIpn => "order_ipn",
-            PayloadKind::Refund => "refund",
-            PayloadKind::Any => "any",
-        }
-    }
-
-    /// The kind with this word.
-    pub fn parse(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
-    }
-}
-
-/// How old and how far ahead a timestamp may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
-    /// Oldest.
-    pub max_age: Duration,
-    /// Furthest ahead.
-    pub max_ahead: Duration,
-}
-
-/// A JSON pointer (RFC 6901).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pointer(String);
-
-impl Pointer {
-    /// Reads `/a/b`; the empty pointer is refused.
-    ///
-    /// # Errors
-    /// A sentence that says what is wrong.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        if !text.starts_with('/') {
-            return Err(format!(
-                "`{text}` is no JSON pointer: it must start with `/`"
-            ));
-        }
-        Ok(Self(text.to_owned()))
-    }
-
-    /// As it was written.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// Which fields are a message's idempotency key and which of them move money.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeySpec {}
-
-impl KeySpec {
-    /// The payload's own key and fingerprint; `any` has none.
-    pub fn for_payload(kind: PayloadKind) -> Option<Self> {
-        (kind != PayloadKind::Any).then_some(Self {})
-    }
-
-    /// A key and a fingerprint from the configuration.
-    pub fn new(_key: Vec<Pointer>, _fingerprint: Vec<Pointer>) -> Self {
-        Self {}
-    }
-
-    /// The key's fields as stable text, by which two definitions are compared.
-    pub fn key_text(&self) -> String {
-        String::new()
-    }
-
-    /// The fingerprint's fields as stable text.
-    pub fn fingerprint_text(&self) -> String {
-        String::new()
-    }
-}
-
-/// A secret's keyed HMAC state.
-#[derive(Clone)]
-pub struct SigningKey(Hmac<Sha256>);
-
-impl SigningKey {
-    /// Prepares the keyed state.
-    pub fn from_secret(secret: &[u8]) -> Self {
-        Self(Hmac::new_from_slice(secret).unwrap_or_else(|_| unreachable!()))
-    }
-}
-
-impl fmt::Debug for SigningKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
-    }
-}
+pub use amount::{Decimal, DecimalError};
+pub use diagnosis::{Case, Cause, Diagnosis, Signed, diagnose};
+pub use envelope::{SUCCESS_BODY, error_body, is_error_body};
+pub use freshness::{Freshness, Timestamp, Window, age_seconds};
+pub use headers::{Family, HeaderFault, SignatureHeaders, is_client_id, read_headers};
+pub use key::{Identity, KeySpec};
+pub use payload::{
+    Content, Message, OrderIpn, PayloadFault, PayloadKind, Refund, TransactionIpn,
+    TransactionStatus, parse_message,
+};
+pub use pointer::Pointer;
+pub use signature::{Mac, SigningKey, Verifier};
