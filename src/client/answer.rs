@@ -117,11 +117,16 @@ impl SendFault {
         }
     }
 
-    fn of(error: hyper::Error, meter: &Meter) -> Self {
+    fn of(error: hyper::Error, link: &mut Link) -> Self {
+        // A request that was not taken up only knows that much; the connection knows why.
+        let error = match link.error.take() {
+            Some(why) if error.is_canceled() => why,
+            _ => error,
+        };
+        let kind = kind_of(&error, &link.meter);
         Self {
-            kind: kind_of(&error, meter),
             source: Some(error),
-            ..Self::new(SendFaultKind::Closed, meter)
+            ..Self::new(kind, &link.meter)
         }
     }
 }
@@ -141,7 +146,7 @@ pub(super) async fn exchange(
         response.as_mut().poll(cx)
     })
     .await
-    .map_err(|error| SendFault::of(error, &link.meter))?;
+    .map_err(|error| SendFault::of(error, link))?;
 
     // Without a byte written this is not the answer to our request; and nobody asked for 101.
     if link.meter.written() == 0 || response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -152,7 +157,7 @@ pub(super) async fn exchange(
     let mut body = KeptBody::new(limit);
     poll_fn(|cx| body.poll_fill(cx, link, &mut incoming))
         .await
-        .map_err(|error| SendFault::of(error, &link.meter))?;
+        .map_err(|error| SendFault::of(error, link))?;
     Ok(BackendAnswer {
         status: head.status,
         headers: head.headers,

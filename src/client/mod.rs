@@ -200,6 +200,9 @@ async fn send(
     if kind == ConnectionKind::Fresh {
         let close = HeaderValue::from_static("close");
         request.headers_mut().insert(CONNECTION, close);
+        // Time may have passed since it was reserved. If the backend has closed it meanwhile, it
+        // ends here without a byte written, which is certain, and not in a lost answer.
+        link.is_silent();
     }
     let exchange = answer::exchange(link, request.map(Full::new), answer_limit);
     match timeout_at(deadline, exchange).await {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,16 +22,21 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Kept connections per worker at most.
 const MAX_IDLE: usize = 64;
 
-/// Read buffer of a connection at most, in bytes, and with it the head of an answer. (The library
-/// bounds the number of header fields to 100.)
-const READ_BUFFER_LIMIT: usize = 64 * 1024;
+/// The head of an answer at most, in bytes. (The library bounds its fields to 100.)
+const HEAD_LIMIT: usize = 64 * 1024;
+
+/// About how large the read buffer of a connection may grow, in bytes.
+const READ_BUFFER: usize = 64 * 1024;
 
 /// An HTTP/1 connection with both of its halves.
 pub(super) struct Link {
     pub(super) sender: SendRequest<Full<Bytes>>,
     pub(super) meter: Arc<Meter>,
-    connection: Connection<TokioIo<MeteredStream>, Full<Bytes>>,
-    finished: bool,
+    /// None once it has ended. It is dropped right then: a request that it didn't take up would
+    /// wait in it for ever.
+    connection: Option<Connection<TokioIo<MeteredStream>, Full<Bytes>>>,
+    /// Why it ended, if nobody else was told.
+    pub(super) error: Option<hyper::Error>,
     idle_since: Instant,
 }
 
@@ -41,25 +46,38 @@ impl Link {
         let meter = Arc::new(Meter::default());
         let stream = MeteredStream::new(socket, Arc::clone(&meter));
         let (sender, connection) = Builder::new()
-            .max_buf_size(READ_BUFFER_LIMIT)
+            .max_header_size(HEAD_LIMIT)
+            .max_buf_size(READ_BUFFER)
             .handshake(TokioIo::new(stream))
             .await?;
         // Boxed, since it is moved in and out of the pool.
         Ok(Box::new(Self {
             sender,
             meter,
-            connection,
-            finished: false,
+            connection: Some(connection),
+            error: None,
             idle_since: Instant::now(),
         }))
     }
 
     /// Lets the connection read and write. What comes of it shows at the answer.
     pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
-        if !self.finished {
-            // Its error, if any, went to the one who waits for the answer.
-            self.finished = self.connection.poll_without_shutdown(cx).is_ready();
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        if let Poll::Ready(ended) = connection.poll_without_shutdown(cx) {
+            self.connection = None;
+            self.error = ended.err();
         }
+    }
+
+    /// Looks at the socket itself: whether the backend has neither closed it nor sent anything.
+    /// If it has, the connection ends here, before it can write.
+    pub(super) fn is_silent(&mut self) -> bool {
+        self.meter.set_probing(true);
+        self.drive(&mut Context::from_waker(Waker::noop()));
+        self.meter.set_probing(false);
+        self.is_ready()
     }
 
     /// Whether another request can go over it, now that an answer was read to its end.
@@ -67,15 +85,11 @@ impl Link {
         // The last turn sees surplus bytes, and exchanges the wakers of the finished request's
         // task for one that keeps nothing alive.
         self.drive(&mut Context::from_waker(Waker::noop()));
-        !self.finished && self.sender.is_ready() && !self.meter.write_failed()
+        self.is_ready() && !self.meter.write_failed()
     }
 
-    /// Whether the backend has neither closed it nor sent anything while it was idle.
-    fn is_alive(&mut self) -> bool {
-        self.meter.set_probing(true);
-        self.drive(&mut Context::from_waker(Waker::noop()));
-        self.meter.set_probing(false);
-        !self.finished && self.sender.is_ready()
+    fn is_ready(&self) -> bool {
+        self.connection.is_some() && self.sender.is_ready()
     }
 }
 
@@ -101,7 +115,7 @@ impl Pool {
         self.drop_old_ones();
         loop {
             let mut link = self.lock().pop_back()?;
-            if link.is_alive() {
+            if link.is_silent() {
                 link.meter.restart();
                 return Some(link);
             }

@@ -1,1 +1,4 @@
 //! Integration tests: the library and the real binary, over real sockets.
+
+mod client;
+mod support;
