@@ -6,9 +6,7 @@
     reason = "a test fails by panicking, and nobody imports a test"
 )]
 
-mod admin;
 mod architecture;
 mod client;
 mod server;
 mod support;
-mod vectors;

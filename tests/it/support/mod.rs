@@ -1,7 +1,24 @@
-//! What several tests share.
+//! What the integration tests share: a backend that records bytes, an HTTP client that sends
+//! exactly the bytes it is given, and a gate in front, in this process or in one of its own.
 
-#[allow(
-    dead_code,
-    reason = "it offers what a test of a process needs, whether or not one uses each part today"
-)]
-pub mod gate_process;
+#![allow(dead_code, reason = "each test file uses its own part of it")]
+
+pub(crate) mod backend;
+pub(crate) mod gate_process;
+pub(crate) mod raw;
+mod script;
+mod wire;
+
+use std::future::Future;
+use std::time::Duration;
+
+/// Nothing in a test waits longer than this for the other side.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The outcome of `future`, or a failed test after [`PATIENCE`]; `what` says what was awaited.
+pub(crate) async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited {PATIENCE:?} for {what}"),
+    }
+}

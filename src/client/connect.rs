@@ -1,0 +1,253 @@
+//! Connecting, as a step of its own: while it lasts nothing has been sent.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::stream::Socket;
+use crate::config::Endpoint;
+
+/// Look-ups of one backend's name that run at once, per worker.
+///
+/// A look-up can't be cancelled and may block its thread for half a minute when the name server is
+/// silent. Callers give up waiting long before, so without a bound their look-ups would pile up.
+const LOOKUPS_AT_ONCE: usize = 4;
+
+/// A unix listener with a full queue refuses at once; this is the pause before the next try.
+const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(5);
+
+/// No connection, and so nothing was sent.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}", kind.as_str())]
+pub struct ConnectFault {
+    /// What stopped it.
+    pub kind: ConnectFaultKind,
+    /// The system's own words, for the log.
+    pub source: io::Error,
+}
+
+/// What stopped a connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectFaultKind {
+    /// Nothing listens there.
+    Refused,
+    /// No connection within `connect_timeout`, or by the deadline.
+    Timeout,
+    /// The host name has no address.
+    Resolve,
+    /// Anything else, such as an unreachable network or a lack of local ports.
+    Other,
+}
+
+impl ConnectFaultKind {
+    /// A stable word for logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "connect_refused",
+            Self::Timeout => "connect_timeout",
+            Self::Resolve => "connect_unresolved",
+            Self::Other => "connect_failed",
+        }
+    }
+}
+
+impl fmt::Display for ConnectFaultKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl ConnectFault {
+    fn timeout() -> Self {
+        Self {
+            kind: ConnectFaultKind::Timeout,
+            source: io::ErrorKind::TimedOut.into(),
+        }
+    }
+
+    fn unresolved(source: io::Error) -> Self {
+        Self {
+            kind: ConnectFaultKind::Resolve,
+            source,
+        }
+    }
+}
+
+impl From<io::Error> for ConnectFault {
+    fn from(source: io::Error) -> Self {
+        let kind = match source.kind() {
+            // `NotFound` is a unix socket whose file is not there.
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => ConnectFaultKind::Refused,
+            io::ErrorKind::TimedOut => ConnectFaultKind::Timeout,
+            _ => ConnectFaultKind::Other,
+        };
+        Self { kind, source }
+    }
+}
+
+/// An [`Endpoint`] made ready to connect to.
+#[derive(Debug)]
+pub(super) enum Target {
+    Address(SocketAddr),
+    Name {
+        host: Arc<str>,
+        port: u16,
+        lookups: Arc<Semaphore>,
+    },
+    Unix(PathBuf),
+}
+
+impl From<&Endpoint> for Target {
+    fn from(endpoint: &Endpoint) -> Self {
+        match endpoint {
+            Endpoint::Tcp { host, port } => match host.parse::<IpAddr>() {
+                Ok(ip) => Self::Address(SocketAddr::new(ip, *port)),
+                Err(_) => Self::Name {
+                    host: host.as_str().into(),
+                    port: *port,
+                    lookups: Arc::new(Semaphore::new(LOOKUPS_AT_ONCE)),
+                },
+            },
+            Endpoint::Unix(path) => Self::Unix(path.clone()),
+        }
+    }
+}
+
+impl Target {
+    /// A connected socket, by `deadline`; looking up the name counts.
+    pub(super) async fn connect(&self, deadline: Instant) -> Result<Socket, ConnectFault> {
+        match self {
+            Self::Address(address) => connect_tcp(*address, deadline).await,
+            Self::Name {
+                host,
+                port,
+                lookups,
+            } => {
+                let addresses = timeout_at(deadline, look_up(host, *port, lookups))
+                    .await
+                    .map_err(|_| ConnectFault::timeout())?
+                    .map_err(ConnectFault::unresolved)?;
+                connect_any(&addresses, deadline).await
+            }
+            Self::Unix(path) => timeout_at(deadline, connect_unix(path))
+                .await
+                .map_err(|_| ConnectFault::timeout())?,
+        }
+    }
+}
+
+async fn look_up(
+    host: &Arc<str>,
+    port: u16,
+    lookups: &Arc<Semaphore>,
+) -> io::Result<Vec<SocketAddr>> {
+    let permit = Arc::clone(lookups)
+        .acquire_owned()
+        .await
+        .map_err(io::Error::other)?;
+    let host = Arc::clone(host);
+    tokio::task::spawn_blocking(move || {
+        // Held until the look-up has really ended, whoever still waits for it.
+        let _permit = permit;
+        Ok((&*host, port).to_socket_addrs()?.collect())
+    })
+    .await
+    .map_err(io::Error::other)?
+}
+
+/// Tries one address after the other. Each gets its share of the time that is left, so that one
+/// that swallows packets doesn't use up the time of the next.
+async fn connect_any(addresses: &[SocketAddr], deadline: Instant) -> Result<Socket, ConnectFault> {
+    let mut last = ConnectFault::unresolved(io::Error::new(
+        io::ErrorKind::NotFound,
+        "the name has no address",
+    ));
+    for (tried, address) in addresses.iter().enumerate() {
+        let untried = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
+        let now = Instant::now();
+        let share = deadline.saturating_duration_since(now) / untried;
+        match connect_tcp(*address, now + share).await {
+            Ok(socket) => return Ok(socket),
+            Err(fault) => last = fault,
+        }
+    }
+    Err(last)
+}
+
+async fn connect_tcp(address: SocketAddr, deadline: Instant) -> Result<Socket, ConnectFault> {
+    let stream = timeout_at(deadline, TcpStream::connect(address))
+        .await
+        .map_err(|_| ConnectFault::timeout())??;
+    stream.set_nodelay(true)?;
+    Ok(Socket::Tcp(stream))
+}
+
+async fn connect_unix(path: &Path) -> Result<Socket, ConnectFault> {
+    loop {
+        match UnixStream::connect(path).await {
+            Ok(stream) => return Ok(Socket::Unix(stream)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                sleep(FULL_QUEUE_PAUSE).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+    use tokio::net::TcpListener;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    #[tokio::test]
+    async fn every_address_of_a_name_is_tried() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let listening = listener.local_addr().unwrap();
+        let refusing = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        assert!(connect_any(&[refusing, listening], soon()).await.is_ok());
+        let fault = connect_any(&[refusing, refusing], soon())
+            .await
+            .unwrap_err();
+        assert_eq!(fault.kind, ConnectFaultKind::Refused);
+        let fault = connect_any(&[], soon()).await.unwrap_err();
+        assert_eq!(fault.kind, ConnectFaultKind::Resolve);
+    }
+
+    #[tokio::test]
+    async fn look_ups_that_hang_hold_back_further_ones() {
+        let lookups = Arc::new(Semaphore::new(0));
+        let target = Target::Name {
+            host: "localhost".into(),
+            port: 1,
+            lookups: Arc::clone(&lookups),
+        };
+        let fault = target
+            .connect(Instant::now() + Duration::from_millis(20))
+            .await
+            .unwrap_err();
+        assert_eq!(fault.kind, ConnectFaultKind::Timeout);
+        lookups.add_permits(1);
+        let fault = target.connect(soon()).await.unwrap_err();
+        assert_eq!(fault.kind, ConnectFaultKind::Refused);
+        assert_eq!(lookups.available_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_that_is_not_there_refuses() {
+        let target = Target::Unix("/nonexistent/tikigate.sock".into());
+        let fault = target.connect(soon()).await.unwrap_err();
+        assert_eq!(fault.kind, ConnectFaultKind::Refused);
+    }
+}

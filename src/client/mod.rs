@@ -1,0 +1,212 @@
+//! The HTTP/1 client towards a backend, and what it knows for certain about what was sent.
+//!
+//! A call has two steps. [`Upstream::reserve`] finds or makes a connection and sends nothing;
+//! [`Reserved::send`] sends one request and reads its whole answer. In between the caller can do
+//! what must come right before the first byte. Every fault says whether a byte may have gone out.
+
+mod answer;
+mod connect;
+mod pool;
+mod stream;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Request;
+use http::header::{CONNECTION, HeaderValue};
+use http_body_util::Full;
+use tokio::time::{Instant, timeout_at};
+
+pub use answer::{BackendAnswer, SendFault, SendFaultKind, Sent};
+pub use connect::{ConnectFault, ConnectFaultKind};
+
+use crate::config::Endpoint;
+use connect::Target;
+use pool::{Link, Pool};
+
+/// One worker's way to one backend. Cheap to clone; the clones share their connections.
+///
+/// Each worker needs one of its own: a connection belongs to the runtime that made it.
+#[derive(Clone)]
+pub struct Upstream {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    settings: Arc<crate::config::Upstream>,
+    target: Target,
+    pool: Pool,
+}
+
+/// Which connection a request goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionKind {
+    /// One of its own, closed after the answer: a fault can't come from an earlier request, and
+    /// the backend has no reason to close it at the wrong moment.
+    Fresh,
+    /// One that was kept open, else a new one that will be.
+    Pooled,
+}
+
+/// A connection for one request. Nothing was sent on it for this request yet.
+///
+/// Dropped, it closes the connection.
+#[must_use = "a reserved connection is closed when it is dropped"]
+pub struct Reserved {
+    link: Box<Link>,
+    kind: ConnectionKind,
+    upstream: Upstream,
+}
+
+impl Upstream {
+    /// A way to the backend that `settings` describe. Connects to nothing yet.
+    pub fn new(settings: Arc<crate::config::Upstream>) -> Self {
+        let shared = Shared {
+            target: Target::from(&settings.endpoint),
+            pool: Pool::new(settings.max_in_flight),
+            settings,
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// The settings that it was made with.
+    pub fn settings(&self) -> &crate::config::Upstream {
+        &self.shared.settings
+    }
+
+    /// A connection to send one request on, within `connect_timeout` and by `deadline`.
+    ///
+    /// # Errors
+    /// No connection could be made. Nothing has been sent.
+    pub async fn reserve(
+        &self,
+        kind: ConnectionKind,
+        deadline: Instant,
+    ) -> Result<Reserved, ConnectFault> {
+        let kept = match kind {
+            ConnectionKind::Fresh => None,
+            ConnectionKind::Pooled => self.shared.pool.take(),
+        };
+        let link = match kept {
+            Some(link) => link,
+            None => self.connect(deadline).await?,
+        };
+        Ok(Reserved {
+            link,
+            kind,
+            upstream: self.clone(),
+        })
+    }
+
+    async fn connect(&self, deadline: Instant) -> Result<Box<Link>, ConnectFault> {
+        let limit = Instant::now() + self.shared.settings.connect_timeout;
+        connect(&self.shared.target, deadline.min(limit)).await
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream")
+            .field("name", &self.shared.settings.name)
+            .field("endpoint", &self.shared.settings.endpoint)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Reserved {
+    /// Sends `request` and reads the whole answer, both by `deadline`.
+    ///
+    /// The request goes out as it is: in origin form, with the caller's `Host` and framing; only
+    /// `Connection: close` is added on a fresh connection. Interim answers (1xx) are skipped,
+    /// redirects are answers like any other. Of the body `answer_limit` bytes are kept; a longer
+    /// one is cut off there and not read on.
+    ///
+    /// Dropping the future closes the connection at once.
+    ///
+    /// # Errors
+    /// No whole answer came. The fault says whether anything was sent; after [`Sent::Nothing`]
+    /// the request may be sent again on another connection.
+    pub async fn send(
+        mut self,
+        request: Request<Bytes>,
+        deadline: Instant,
+        answer_limit: usize,
+    ) -> Result<BackendAnswer, SendFault> {
+        let answer = send(&mut self.link, self.kind, request, deadline, answer_limit).await?;
+        // Only here may a connection be used again: everywhere else it ends with `self`.
+        if self.kind == ConnectionKind::Pooled && !answer.oversized {
+            self.upstream.shared.pool.put(self.link);
+        }
+        Ok(answer)
+    }
+}
+
+impl fmt::Debug for Reserved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reserved")
+            .field("kind", &self.kind)
+            .field("upstream", &self.upstream)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a [`call`] got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallFault {
+    /// There was no connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectFault),
+    /// There was no whole answer.
+    #[error(transparent)]
+    Send(#[from] SendFault),
+}
+
+/// One call over a connection of its own, for commands; see [`Reserved::send`].
+///
+/// # Errors
+/// No connection, or no whole answer by `deadline`.
+pub async fn call(
+    endpoint: &Endpoint,
+    request: Request<Bytes>,
+    deadline: Instant,
+    answer_limit: usize,
+) -> Result<BackendAnswer, CallFault> {
+    let mut link = connect(&Target::from(endpoint), deadline).await?;
+    let kind = ConnectionKind::Fresh;
+    Ok(send(&mut link, kind, request, deadline, answer_limit).await?)
+}
+
+async fn connect(target: &Target, deadline: Instant) -> Result<Box<Link>, ConnectFault> {
+    let socket = target.connect(deadline).await?;
+    let link = Link::over(socket).await.map_err(io::Error::other)?;
+    Ok(link)
+}
+
+async fn send(
+    link: &mut Link,
+    kind: ConnectionKind,
+    mut request: Request<Bytes>,
+    deadline: Instant,
+    answer_limit: usize,
+) -> Result<BackendAnswer, SendFault> {
+    // A timeout looks at the time only after a first turn, in which the request would go out.
+    if deadline <= Instant::now() {
+        return Err(SendFault::new(SendFaultKind::Timeout, &link.meter));
+    }
+    if kind == ConnectionKind::Fresh {
+        let close = HeaderValue::from_static("close");
+        request.headers_mut().insert(CONNECTION, close);
+        // Time may have passed since it was reserved. If the backend has closed it meanwhile, it
+        // ends here without a byte written, which is certain, and not in a lost answer.
+        link.is_silent();
+    }
+    let exchange = answer::exchange(link, request.map(Full::new), answer_limit);
+    match timeout_at(deadline, exchange).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(SendFault::new(SendFaultKind::Timeout, &link.meter)),
+    }
+}

@@ -1,0 +1,151 @@
+//! Connections that are kept open between requests.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::client::conn::http1::{Builder, Connection, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
+
+use super::stream::{Meter, MeteredStream, Socket};
+
+/// How long a kept connection may wait for its next request.
+///
+/// Under the five seconds after which Node.js and Apache close by default: a request written while
+/// the backend closes is lost with an unknown outcome, and a new connection costs far less.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Kept connections per worker at most.
+const MAX_IDLE: usize = 64;
+
+/// The head of an answer at most, in bytes. (The library bounds its fields to 100.)
+const HEAD_LIMIT: usize = 64 * 1024;
+
+/// About how large the read buffer of a connection may grow, in bytes.
+const READ_BUFFER: usize = 64 * 1024;
+
+/// An HTTP/1 connection with both of its halves.
+pub(super) struct Link {
+    pub(super) sender: SendRequest<Full<Bytes>>,
+    pub(super) meter: Arc<Meter>,
+    /// None once it has ended. It is dropped right then: a request that it didn't take up would
+    /// wait in it for ever.
+    connection: Option<Connection<TokioIo<MeteredStream>, Full<Bytes>>>,
+    /// Why it ended, if nobody else was told.
+    pub(super) error: Option<hyper::Error>,
+    idle_since: Instant,
+}
+
+impl Link {
+    /// Speaks HTTP/1 over a connected socket; sends nothing yet.
+    pub(super) async fn over(socket: Socket) -> Result<Box<Self>, hyper::Error> {
+        let meter = Arc::new(Meter::default());
+        let stream = MeteredStream::new(socket, Arc::clone(&meter));
+        let (sender, connection) = Builder::new()
+            .max_header_size(HEAD_LIMIT)
+            .max_buf_size(READ_BUFFER)
+            .handshake(TokioIo::new(stream))
+            .await?;
+        // Boxed, since it is moved in and out of the pool.
+        Ok(Box::new(Self {
+            sender,
+            meter,
+            connection: Some(connection),
+            error: None,
+            idle_since: Instant::now(),
+        }))
+    }
+
+    /// Lets the connection read and write. What comes of it shows at the answer.
+    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        if let Poll::Ready(ended) = connection.poll_without_shutdown(cx) {
+            self.connection = None;
+            self.error = ended.err();
+        }
+    }
+
+    /// Looks at the socket itself: whether the backend has neither closed it nor sent anything.
+    /// If it has, the connection ends here, before it can write.
+    pub(super) fn is_silent(&mut self) -> bool {
+        self.meter.set_probing(true);
+        self.drive(&mut Context::from_waker(Waker::noop()));
+        self.meter.set_probing(false);
+        self.is_ready()
+    }
+
+    /// Whether another request can go over it, now that an answer was read to its end.
+    fn settle(&mut self) -> bool {
+        // The last turn sees surplus bytes, and exchanges the wakers of the finished request's
+        // task for one that keeps nothing alive.
+        self.drive(&mut Context::from_waker(Waker::noop()));
+        self.is_ready() && !self.meter.write_failed()
+    }
+
+    fn is_ready(&self) -> bool {
+        self.connection.is_some() && self.sender.is_ready()
+    }
+}
+
+/// The idle connections of one worker to one backend.
+pub(super) struct Pool {
+    /// Only its worker's thread takes this lock, for a few instructions and never across an await:
+    /// it is there for the type to be `Sync`, nobody ever waits for it.
+    idle: Mutex<VecDeque<Box<Link>>>,
+    capacity: usize,
+}
+
+impl Pool {
+    /// Never keeps more connections than calls may run at once.
+    pub(super) fn new(max_in_flight: usize) -> Self {
+        Self {
+            idle: Mutex::default(),
+            capacity: max_in_flight.min(MAX_IDLE),
+        }
+    }
+
+    /// The connection that was used last, if it can still be used.
+    pub(super) fn take(&self) -> Option<Box<Link>> {
+        self.drop_old_ones();
+        loop {
+            let mut link = self.lock().pop_back()?;
+            if link.is_silent() {
+                link.meter.restart();
+                return Some(link);
+            }
+        }
+    }
+
+    /// Keeps a connection over which an answer was read to its end, if it can be used again.
+    pub(super) fn put(&self, mut link: Box<Link>) {
+        self.drop_old_ones();
+        if !link.settle() {
+            return;
+        }
+        link.idle_since = Instant::now();
+        let mut idle = self.lock();
+        if idle.len() < self.capacity {
+            idle.push_back(link);
+        }
+    }
+
+    fn drop_old_ones(&self) {
+        let mut idle = self.lock();
+        while idle
+            .front()
+            .is_some_and(|link| link.idle_since.elapsed() > IDLE_TIMEOUT)
+        {
+            idle.pop_front();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Box<Link>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,181 @@
+//! A backend's socket that counts what really went into it.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A connected socket of either kind.
+#[derive(Debug)]
+pub(super) enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// What happened on a [`MeteredStream`] since the last [`Meter::restart`].
+///
+/// The stream itself disappears inside the HTTP library, so both share this. One task at a time
+/// uses a connection: the atomics are there to be `Send`, relaxed order is enough.
+#[derive(Debug, Default)]
+pub(super) struct Meter {
+    written: AtomicU64,
+    received: AtomicU64,
+    write_failed: AtomicBool,
+    probing: AtomicBool,
+}
+
+impl Meter {
+    /// Counts from zero for the next request.
+    pub(super) fn restart(&self) {
+        self.written.store(0, Ordering::Relaxed);
+        self.received.store(0, Ordering::Relaxed);
+    }
+
+    /// Bytes the system took over for the backend. Zero proves that it got nothing.
+    pub(super) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that came from the backend.
+    pub(super) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Whether the system refused to take bytes: the connection is of no further use.
+    pub(super) fn write_failed(&self) -> bool {
+        self.write_failed.load(Ordering::Relaxed)
+    }
+
+    /// While set, a read only looks whether there is anything to read; see [`MeteredStream`].
+    pub(super) fn set_probing(&self, probing: bool) {
+        self.probing.store(probing, Ordering::Relaxed);
+    }
+}
+
+/// A socket with a [`Meter`]. It differs from a plain one in two ways:
+///
+/// - A failed write is remembered, and it and the later ones seem to succeed. A backend may answer
+///   before it has read everything and close; the answer then waits in the receive buffer, and the
+///   HTTP library would give up at the failed write without reading it. After such a failure the
+///   reading side ends by itself, with the answer or with the end of the stream.
+/// - While the meter is [probing](Meter::set_probing), a read asks the system instead of trusting
+///   the runtime's cached readiness, which may be one turn of its event loop behind.
+#[derive(Debug)]
+pub(super) struct MeteredStream {
+    socket: Socket,
+    meter: Arc<Meter>,
+}
+
+impl MeteredStream {
+    pub(super) fn new(socket: Socket, meter: Arc<Meter>) -> Self {
+        Self { socket, meter }
+    }
+
+    /// Ready with nothing read at the end of the stream, with an error on bytes nobody asked for.
+    fn peek(&self) -> Poll<io::Result<()>> {
+        let mut byte = [MaybeUninit::uninit()];
+        let peeked = match &self.socket {
+            Socket::Tcp(stream) => SockRef::from(stream).peek(&mut byte),
+            Socket::Unix(stream) => SockRef::from(stream).peek(&mut byte),
+        };
+        match peeked {
+            Ok(0) => Poll::Ready(Ok(())),
+            Ok(_) => Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// Counts a write, or hides its failure: `offered` is what the caller asked to write.
+    fn account(&self, wrote: io::Result<usize>, offered: usize) -> usize {
+        match wrote {
+            Ok(bytes) => {
+                self.meter
+                    .written
+                    .fetch_add(bytes as u64, Ordering::Relaxed);
+                bytes
+            }
+            Err(_) => {
+                self.meter.write_failed.store(true, Ordering::Relaxed);
+                offered
+            }
+        }
+    }
+}
+
+impl AsyncRead for MeteredStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.meter.probing.load(Ordering::Relaxed) {
+            return self.peek();
+        }
+        let before = buffer.filled().len();
+        let polled = match &mut self.socket {
+            Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+        };
+        let came = buffer.filled().len() - before;
+        self.meter
+            .received
+            .fetch_add(came as u64, Ordering::Relaxed);
+        polled
+    }
+}
+
+impl AsyncWrite for MeteredStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.meter.write_failed() {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        let polled = match &mut self.socket {
+            Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Socket::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+        };
+        polled.map(|wrote| Ok(self.account(wrote, bytes.len())))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let offered = slices.iter().map(|slice| slice.len()).sum();
+        if self.meter.write_failed() {
+            return Poll::Ready(Ok(offered));
+        }
+        let polled = match &mut self.socket {
+            Socket::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Socket::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        };
+        polled.map(|wrote| Ok(self.account(wrote, offered)))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Neither kind of socket buffers in user space.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.socket {
+            Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

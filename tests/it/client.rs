@@ -1,0 +1,602 @@
+//! The client against a backend that misbehaves on real sockets.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request};
+use tikigate::client::{
+    BackendAnswer, CallFault, ConnectFaultKind, ConnectionKind, SendFault, SendFaultKind, Sent,
+    Upstream, call,
+};
+use tikigate::config::{self, Endpoint};
+use tikigate::net::ListenAddress;
+use tokio::time::Instant;
+
+use crate::support::backend::{Answer, Backend, Behaviour, Hold, OnConnect, Refusing, Then};
+use ConnectionKind::{Fresh, Pooled};
+
+const LIMIT: usize = 64 * 1024;
+
+/// A deadline that no test reaches.
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(30)
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_millis(100)
+}
+
+fn endpoint(address: &ListenAddress) -> Endpoint {
+    match address {
+        ListenAddress::Tcp(address) => Endpoint::Tcp {
+            host: address.ip().to_string(),
+            port: address.port(),
+        },
+        ListenAddress::Unix(path) => Endpoint::Unix(path.clone()),
+    }
+}
+
+fn upstream_at(endpoint: Endpoint) -> Upstream {
+    Upstream::new(Arc::new(config::Upstream {
+        name: "legacy".to_owned(),
+        endpoint,
+        host: HeaderValue::from_static("legacy.example"),
+        connect_timeout: Duration::from_secs(5),
+        answer_within: Duration::from_secs(13),
+        settle_within: Duration::from_secs(60),
+        max_in_flight: 8,
+        set_headers: Vec::new(),
+    }))
+}
+
+fn upstream(backend: &Backend) -> Upstream {
+    upstream_at(endpoint(backend.address()))
+}
+
+fn refund(body: impl Into<Bytes>) -> Request<Bytes> {
+    let body = body.into();
+    Request::post("/index.php?route=refund")
+        .header("host", "legacy.example")
+        .header("content-length", body.len())
+        .body(body)
+        .unwrap()
+}
+
+async fn send(upstream: &Upstream, kind: ConnectionKind) -> Result<BackendAnswer, SendFault> {
+    let reserved = upstream.reserve(kind, far()).await.unwrap();
+    reserved.send(refund("{}"), far(), LIMIT).await
+}
+
+/// The fault of one call over a fresh connection to a backend that behaves like this.
+async fn fault_of(behaviour: Behaviour) -> SendFault {
+    let backend = Backend::start(move |_| behaviour.clone()).await;
+    let fault = send(&upstream(&backend), Fresh).await.unwrap_err();
+    backend.wait_for_end_of(0).await;
+    fault
+}
+
+#[tokio::test]
+async fn a_request_goes_out_as_it_is() {
+    let backend = Backend::start(|_| Answer::success().header("X-A", "1").into()).await;
+    let answer = send(&upstream(&backend), Fresh).await.unwrap();
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.headers["x-a"], "1");
+    assert_eq!(answer.body, r#"{"data":{"status":"success"}}"#);
+    assert!(!answer.oversized);
+    assert_eq!(
+        String::from_utf8(backend.bytes()).unwrap(),
+        "POST /index.php?route=refund HTTP/1.1\r\nhost: legacy.example\r\n\
+         content-length: 2\r\nconnection: close\r\n\r\n{}"
+    );
+}
+
+#[tokio::test]
+async fn fresh_connections_serve_once_and_pooled_ones_again() {
+    let backend = Backend::start(|_| Answer::success().into()).await;
+    let upstream = upstream(&backend);
+    for (kind, connection) in [(Fresh, 0), (Fresh, 1), (Pooled, 2), (Pooled, 2), (Fresh, 3)] {
+        send(&upstream, kind).await.unwrap();
+        let seen = backend.requests().pop().unwrap();
+        assert_eq!(seen.connection, connection);
+        let close = (kind == Fresh).then_some("close");
+        assert_eq!(seen.header("connection"), close);
+    }
+    backend.wait_for_end_of(3).await;
+    assert!(!backend.connections()[2].ended);
+}
+
+#[tokio::test]
+async fn a_unix_socket_works_like_tcp() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("backend.sock");
+    let backend = Backend::start_unix(&path, |_| Answer::success().into()).await;
+    let upstream = upstream(&backend);
+    for kind in [Fresh, Pooled, Pooled] {
+        assert_eq!(send(&upstream, kind).await.unwrap().status, 200);
+    }
+    assert_eq!(backend.connections().len(), 2);
+}
+
+#[tokio::test]
+async fn a_host_name_is_resolved() {
+    let backend = Backend::start(|_| Answer::success().into()).await;
+    let ListenAddress::Tcp(address) = backend.address() else {
+        panic!("a TCP backend");
+    };
+    let by_name = |host: &str| {
+        upstream_at(Endpoint::Tcp {
+            host: host.to_owned(),
+            port: address.port(),
+        })
+    };
+    assert_eq!(
+        send(&by_name("localhost"), Fresh).await.unwrap().status,
+        200
+    );
+    let unknown = by_name("no such host");
+    let fault = unknown.reserve(Fresh, far()).await.unwrap_err();
+    assert_eq!(fault.kind, ConnectFaultKind::Resolve);
+    assert_eq!(fault.kind.as_str(), "connect_unresolved");
+}
+
+#[tokio::test]
+async fn every_framing_of_an_answer_is_read() {
+    let body = "0123456789".repeat(10_000);
+    for answer in [
+        Answer::new(200),
+        Answer::new(200).chunked(),
+        Answer::new(200).until_close(),
+    ] {
+        let answer = answer.body(body.clone());
+        let backend = Backend::start(move |_| answer.clone().into()).await;
+        let upstream = upstream(&backend);
+        let reserved = upstream.reserve(Pooled, far()).await.unwrap();
+        let answer = reserved
+            .send(refund("{}"), far(), body.len())
+            .await
+            .unwrap();
+        assert!(answer.body == body && !answer.oversized);
+    }
+}
+
+#[tokio::test]
+async fn redirects_are_answers_and_interim_answers_are_not() {
+    let redirect = Answer::new(302).header("Location", "http://elsewhere.example/");
+    let backend = Backend::start(move |seen| match seen.number {
+        0 => redirect.clone().into(),
+        _ => Behaviour::interim_then(Answer::new(201)),
+    })
+    .await;
+    let upstream = upstream(&backend);
+    let answer = send(&upstream, Pooled).await.unwrap();
+    assert_eq!(answer.status, 302);
+    assert_eq!(answer.headers["location"], "http://elsewhere.example/");
+    assert_eq!(send(&upstream, Pooled).await.unwrap().status, 201);
+    assert_eq!(backend.connections().len(), 1);
+}
+
+#[tokio::test]
+async fn a_backend_that_cannot_be_reached_got_nothing() {
+    let refusing = Refusing::bind();
+    for kind in [Fresh, Pooled] {
+        let upstream = upstream_at(endpoint(&refusing.address()));
+        let fault = upstream.reserve(kind, far()).await.unwrap_err();
+        assert_eq!(fault.kind, ConnectFaultKind::Refused);
+        assert!(
+            fault.to_string().starts_with("connect_refused: "),
+            "{fault}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn connecting_ends_by_its_timeout_and_by_the_deadline() {
+    // A listener with a full queue leaves further connects hanging.
+    let listener =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let any_port = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 0));
+    listener.bind(&any_port.into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap().as_socket().unwrap();
+    let _filling = std::net::TcpStream::connect(address).unwrap();
+
+    let full = upstream_at(endpoint(&ListenAddress::Tcp(address)));
+    let fault = full.reserve(Fresh, soon()).await.unwrap_err();
+    assert_eq!(fault.kind, ConnectFaultKind::Timeout);
+    assert_eq!(fault.kind.as_str(), "connect_timeout");
+
+    let mut settings = full.settings().clone();
+    settings.connect_timeout = Duration::from_millis(50);
+    let impatient = Upstream::new(Arc::new(settings));
+    let fault = impatient.reserve(Fresh, far()).await.unwrap_err();
+    assert_eq!(fault.kind, ConnectFaultKind::Timeout);
+}
+
+#[tokio::test]
+async fn a_full_unix_listener_is_asked_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("full.sock");
+    let listener =
+        socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+    listener
+        .bind(&socket2::SockAddr::unix(&path).unwrap())
+        .unwrap();
+    listener.listen(0).unwrap();
+    let _filling = std::os::unix::net::UnixStream::connect(&path).unwrap();
+
+    let upstream = upstream_at(Endpoint::Unix(path));
+    let fault = upstream.reserve(Fresh, soon()).await.unwrap_err();
+    assert_eq!(fault.kind, ConnectFaultKind::Timeout);
+    let (room, reserved) =
+        tokio::join!(async { listener.accept() }, upstream.reserve(Fresh, far()));
+    assert!(room.is_ok() && reserved.is_ok());
+}
+
+#[tokio::test]
+async fn after_the_deadline_nothing_is_sent() {
+    let backend = Backend::start(|_| Answer::success().into()).await;
+    let upstream = upstream(&backend);
+    let reserved = upstream.reserve(Fresh, far()).await.unwrap();
+    let fault = reserved
+        .send(refund("{}"), Instant::now(), LIMIT)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (fault.sent, fault.kind),
+        (Sent::Nothing, SendFaultKind::Timeout)
+    );
+    backend.wait_for_end_of(0).await;
+    assert!(backend.bytes().is_empty());
+}
+
+#[tokio::test]
+async fn each_fault_after_reading_is_told_and_may_have_been_sent() {
+    use SendFaultKind::{Closed, Incomplete, Protocol, Reset};
+    let huge_head = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(100_000));
+    let many_fields = format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: 1\r\n".repeat(101));
+    let bad_chunk = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
+    let two_lengths = "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n12";
+    let half_then_reset = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345".to_vec();
+    let raw = |text: &str| Behaviour::Raw(text.as_bytes().to_vec(), Then::Silence);
+    let cases = [
+        (Behaviour::Close, Closed),
+        (Behaviour::Reset, Reset),
+        (Behaviour::Raw(half_then_reset, Then::Reset), Reset),
+        (Behaviour::half_a_head(), Incomplete),
+        (Behaviour::head_only(), Incomplete),
+        (Behaviour::half_a_body(), Incomplete),
+        (Behaviour::half_the_chunks(), Incomplete),
+        (Behaviour::malformed(), Protocol),
+        (Behaviour::switching_protocols(), Protocol),
+        (raw(&huge_head), Protocol),
+        (raw(&many_fields), Protocol),
+        (raw(bad_chunk), Protocol),
+        (raw(two_lengths), Protocol),
+    ];
+    for (case, (behaviour, kind)) in cases.into_iter().enumerate() {
+        let fault = fault_of(behaviour).await;
+        assert_eq!(
+            (fault.sent, fault.kind),
+            (Sent::Maybe, kind),
+            "case {case}: {fault}"
+        );
+        assert!(fault.to_string().starts_with(kind.as_str()));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_before_the_request_is_no_answer() {
+    let unasked = Answer::success().bytes();
+    let backend = Backend::start_with(
+        move |_| OnConnect::Say(unasked.clone(), Then::Close),
+        |_| Behaviour::Silence,
+    )
+    .await;
+    let upstream = upstream(&backend);
+    let reserved = upstream.reserve(Fresh, far()).await.unwrap();
+    backend.wait_for_end_of(0).await;
+    let fault = reserved.send(refund("{}"), far(), LIMIT).await.unwrap_err();
+    assert_eq!(
+        (fault.sent, fault.kind),
+        (Sent::Nothing, SendFaultKind::Protocol)
+    );
+    backend.wait_for_end_of(0).await;
+    assert!(backend.bytes().is_empty());
+}
+
+#[tokio::test]
+async fn the_deadline_spans_the_head_and_the_body() {
+    let pause = Duration::from_millis(5);
+    let dripping = Answer::new(200).body("x".repeat(10_000));
+    let head = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n12".to_vec();
+    for behaviour in [
+        Behaviour::Silence,
+        Behaviour::Raw(head, Then::Silence),
+        Behaviour::Drip(dripping, pause),
+    ] {
+        let backend = Backend::start(move |_| behaviour.clone()).await;
+        let upstream = upstream(&backend);
+        let reserved = upstream.reserve(Pooled, far()).await.unwrap();
+        let started = Instant::now();
+        let fault = reserved
+            .send(refund("{}"), soon(), LIMIT)
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (fault.sent, fault.kind),
+            (Sent::Maybe, SendFaultKind::Timeout)
+        );
+        assert!(started.elapsed() < Duration::from_secs(5));
+        // Closed at once, and not kept.
+        backend.wait_for_end_of(0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_reads_ends_by_the_deadline() {
+    let backend = Backend::start_with(|_| OnConnect::Ignore, |_| Behaviour::Silence).await;
+    let upstream = upstream(&backend);
+    let reserved = upstream.reserve(Fresh, far()).await.unwrap();
+    let large = refund(vec![b'x'; 16 << 20]);
+    let fault = reserved.send(large, soon(), LIMIT).await.unwrap_err();
+    assert_eq!(
+        (fault.sent, fault.kind),
+        (Sent::Maybe, SendFaultKind::Timeout)
+    );
+}
+
+#[tokio::test]
+async fn a_dropped_call_closes_its_connection() {
+    for kind in [Fresh, Pooled] {
+        let backend = Backend::start(|_| Behaviour::Silence).await;
+        let upstream = upstream(&backend);
+        let reserved = upstream.reserve(kind, far()).await.unwrap();
+        {
+            let call = reserved.send(refund("{}"), far(), LIMIT);
+            tokio::select! {
+                outcome = call => panic!("{outcome:?}"),
+                _ = backend.wait_for_requests(1) => {}
+            }
+        }
+        backend.wait_for_end_of(0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_long_body_is_cut_and_its_connection_closed() {
+    let endless = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n".to_vec();
+    for behaviour in [Behaviour::huge(), Behaviour::Flood(endless)] {
+        let backend = Backend::start(move |_| behaviour.clone()).await;
+        let upstream = upstream(&backend);
+        let reserved = upstream.reserve(Pooled, far()).await.unwrap();
+        let answer = reserved.send(refund("{}"), far(), 10_000).await.unwrap();
+        assert_eq!(answer.body, vec![b'x'; 10_000]);
+        assert!(answer.oversized);
+        backend.wait_for_end_of(0).await;
+    }
+}
+
+#[tokio::test]
+async fn an_early_answer_counts_if_it_is_whole() {
+    let early = || OnConnect::AfterHead(Behaviour::then_close(Answer::json(413, "{}")));
+    let backend = Backend::start_with(move |_| early(), |_| Behaviour::Silence).await;
+    let upstream = upstream(&backend);
+    for kind in [Fresh, Pooled, Pooled] {
+        let reserved = upstream.reserve(kind, far()).await.unwrap();
+        let large = refund(vec![b'x'; 16 << 20]);
+        let answer = reserved.send(large, far(), LIMIT).await.unwrap();
+        assert_eq!(
+            (answer.status.as_u16(), &answer.body[..]),
+            (413, &b"{}"[..])
+        );
+    }
+    assert_eq!(backend.connections().len(), 3);
+}
+
+#[tokio::test]
+async fn an_early_end_without_an_answer_is_a_reset() {
+    for behaviour in [Behaviour::Close, Behaviour::Reset] {
+        let on_connect = OnConnect::AfterHead(behaviour);
+        let backend =
+            Backend::start_with(move |_| on_connect.clone(), |_| Behaviour::Silence).await;
+        let upstream = upstream(&backend);
+        let reserved = upstream.reserve(Fresh, far()).await.unwrap();
+        let large = refund(vec![b'x'; 16 << 20]);
+        let fault = reserved.send(large, far(), LIMIT).await.unwrap_err();
+        assert_eq!(
+            (fault.sent, fault.kind),
+            (Sent::Maybe, SendFaultKind::Reset)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_connection_closed_while_idle_is_not_used() {
+    for then in [Then::Close, Then::Reset] {
+        let answer = Answer::success().bytes();
+        let backend = Backend::start(move |_| Behaviour::Raw(answer.clone(), then)).await;
+        let upstream = upstream(&backend);
+        for connection in 0..3 {
+            send(&upstream, Pooled).await.unwrap();
+            backend.wait_for_end_of(connection).await;
+        }
+        assert_eq!(backend.requests().len(), 3);
+    }
+}
+
+#[tokio::test]
+async fn bytes_nobody_asked_for_end_a_connection() {
+    let second = Answer::new(500).bytes();
+    for surplus in [b"x".to_vec(), second] {
+        let backend =
+            Backend::start(move |_| Behaviour::with_surplus(Answer::success(), &surplus)).await;
+        let upstream = upstream(&backend);
+        for _ in 0..3 {
+            assert_eq!(send(&upstream, Pooled).await.unwrap().status, 200);
+        }
+        let connections: Vec<_> = backend.requests().iter().map(|r| r.connection).collect();
+        assert_eq!(connections, [0, 1, 2]);
+    }
+}
+
+#[tokio::test]
+async fn a_word_said_while_idle_ends_a_connection() {
+    let hold = Hold::new();
+    let late = Behaviour::then_close(Answer::new(408)).held(&hold);
+    let backend =
+        Backend::start(move |_| Behaviour::from(Answer::success()).and_then(late.clone())).await;
+    let upstream = upstream(&backend);
+    send(&upstream, Pooled).await.unwrap();
+    hold.release();
+    backend.wait_for_end_of(0).await;
+    assert_eq!(send(&upstream, Pooled).await.unwrap().status, 200);
+}
+
+/// Serves connections on a thread, one after the other; `serve` is told their number.
+fn blocking_backend(
+    serve: impl Fn(usize, std::net::TcpStream) + Send + 'static,
+) -> (Endpoint, std::sync::mpsc::Receiver<()>) {
+    let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = ListenAddress::Tcp(listener.local_addr().unwrap());
+    let (ended, ends) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().enumerate() {
+            serve(number, stream.unwrap());
+            if ended.send(()).is_err() {
+                return;
+            }
+        }
+    });
+    (endpoint(&address), ends)
+}
+
+// In these two the backend closes while the test blocks its runtime: only a look at the socket
+// itself can tell, the runtime has not heard of it yet.
+
+#[tokio::test]
+async fn a_close_that_the_runtime_has_not_heard_of_is_seen_at_take() {
+    use std::io::{Read, Write};
+    let (close, closing) = std::sync::mpsc::channel();
+    let (there, ends) = blocking_backend(move |number, mut stream| {
+        let _ = stream.read(&mut [0; 1000]).unwrap();
+        stream.write_all(&Answer::success().bytes()).unwrap();
+        if number == 0 {
+            closing.recv().unwrap();
+        }
+    });
+    let upstream = upstream_at(there);
+    send(&upstream, Pooled).await.unwrap();
+    close.send(()).unwrap();
+    ends.recv().unwrap();
+    assert_eq!(send(&upstream, Pooled).await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn a_fresh_connection_closed_before_the_request_got_nothing() {
+    let (there, ends) = blocking_backend(|_, _| {});
+    let upstream = upstream_at(there);
+    let reserved = upstream.reserve(Fresh, far()).await.unwrap();
+    ends.recv().unwrap();
+    let fault = reserved.send(refund("{}"), far(), LIMIT).await.unwrap_err();
+    assert_eq!(
+        (fault.sent, fault.kind),
+        (Sent::Nothing, SendFaultKind::Closed)
+    );
+}
+
+#[tokio::test]
+async fn a_backend_that_went_before_the_request_got_nothing() {
+    for (kind, on_connect, fault_kind) in [
+        (Fresh, OnConnect::Close, SendFaultKind::Closed),
+        (Fresh, OnConnect::Reset, SendFaultKind::Reset),
+        (Pooled, OnConnect::Close, SendFaultKind::Closed),
+        (Pooled, OnConnect::Reset, SendFaultKind::Reset),
+    ] {
+        let backend =
+            Backend::start_with(move |_| on_connect.clone(), |_| Behaviour::Silence).await;
+        let upstream = upstream(&backend);
+        let reserved = upstream.reserve(kind, far()).await.unwrap();
+        backend.wait_for_end_of(0).await;
+        let fault = reserved.send(refund("{}"), far(), LIMIT).await.unwrap_err();
+        assert_eq!((fault.sent, fault.kind), (Sent::Nothing, fault_kind));
+    }
+}
+
+#[tokio::test]
+async fn the_connection_used_last_is_used_first_and_few_are_kept() {
+    let hold = Hold::new();
+    let held = hold.clone();
+    let backend = Backend::start(move |_| Behaviour::from(Answer::success()).held(&held)).await;
+    let upstream = upstream(&backend);
+    let calls: Vec<_> = (0..10)
+        .map(|_| {
+            let upstream = upstream.clone();
+            tokio::spawn(async move { send(&upstream, Pooled).await.unwrap() })
+        })
+        .collect();
+    backend.wait_for_requests(10).await;
+    hold.release();
+    for call in calls {
+        call.await.unwrap();
+    }
+    // Eight may run at once by the settings, so eight are kept; two were closed.
+    for _ in 0..100 {
+        if backend.connections().iter().filter(|one| one.ended).count() == 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(
+        backend.connections().iter().filter(|one| one.ended).count(),
+        2
+    );
+    send(&upstream, Pooled).await.unwrap();
+    send(&upstream, Pooled).await.unwrap();
+    let requests = backend.requests();
+    assert_eq!(requests[10].connection, requests[11].connection);
+    assert_eq!(backend.connections().len(), 10);
+}
+
+#[tokio::test]
+async fn a_connection_idle_for_long_is_closed_unused() {
+    let backend = Backend::start(|_| Answer::success().into()).await;
+    let upstream = upstream(&backend);
+    send(&upstream, Pooled).await.unwrap();
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(5)).await;
+    tokio::time::resume();
+    send(&upstream, Pooled).await.unwrap();
+    backend.wait_for_end_of(0).await;
+    assert_eq!(backend.requests()[1].connection, 1);
+}
+
+#[tokio::test]
+async fn a_call_needs_no_upstream() {
+    let backend = Backend::start(|_| Answer::json(403, "{}").into()).await;
+    let there = endpoint(backend.address());
+    let answer = call(&there, refund("{}"), far(), LIMIT).await.unwrap();
+    assert_eq!(answer.status, 403);
+    backend.wait_for_end_of(0).await;
+
+    let refusing = Refusing::bind();
+    let nowhere = endpoint(&refusing.address());
+    let fault = call(&nowhere, refund("{}"), far(), LIMIT)
+        .await
+        .unwrap_err();
+    assert!(matches!(fault, CallFault::Connect(fault) if fault.kind == ConnectFaultKind::Refused));
+}
+
+#[test]
+fn an_upstream_can_be_shared() {
+    fn shared<T: Send + Sync + Clone + 'static>(_: &T) {}
+    fn sent<T: Send>(_: T) {}
+    let refusing = Refusing::bind();
+    let upstream = upstream_at(endpoint(&refusing.address()));
+    shared(&upstream);
+    sent(upstream.reserve(Fresh, far()));
+    sent(async move {
+        let reserved = upstream.reserve(Fresh, far()).await.unwrap();
+        reserved.send(refund("{}"), far(), LIMIT).await
+    });
+}
