@@ -1,1 +1,3 @@
 //! Integration tests: the library and the real binary, over real sockets.
+
+mod admin;
