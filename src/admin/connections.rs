@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Request;
 use hyper::body::Incoming;
@@ -29,6 +29,10 @@ const MAX_HEADERS: usize = 64;
 /// How long accepting rests after it failed: the cause, such as no free descriptors, takes a while
 /// to go away, and trying at once would spin.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// How long a connection may stay idle before another may displace it: long enough for a request
+/// that was sent with it to be read. Also how often a full house is looked over.
+const MIN_STAY: Duration = Duration::from_millis(100);
 
 /// Accepts connections until `shutdown`, then waits a little for those that are being answered.
 pub(super) async fn accept(listener: Listener, desk: Arc<Desk>, shutdown: CancellationToken) {
@@ -85,7 +89,14 @@ struct Crowd {
 
 struct Seat {
     task: AbortHandle,
+    taken: Instant,
     answering: Arc<AtomicBool>,
+}
+
+impl Seat {
+    fn may_be_displaced(&self) -> bool {
+        self.taken.elapsed() >= MIN_STAY && !self.answering.load(Ordering::Relaxed)
+    }
 }
 
 impl Crowd {
@@ -109,15 +120,12 @@ impl Crowd {
             if self.seats.len() < self.room {
                 return;
             }
-            let idle = self
-                .seats
-                .iter()
-                .position(|seat| !seat.answering.load(Ordering::Relaxed));
+            let idle = self.seats.iter().position(Seat::may_be_displaced);
             if let Some(seat) = idle.and_then(|oldest| self.seats.remove(oldest)) {
                 seat.task.abort();
                 return;
             }
-            self.tasks.join_next().await;
+            let _ = timeout(MIN_STAY, self.tasks.join_next()).await;
         }
     }
 
@@ -132,7 +140,11 @@ impl Crowd {
             Accepted::Tcp(stream, local) => self.tasks.spawn(visit.attend(stream, Some(local))),
             Accepted::Unix(stream) => self.tasks.spawn(visit.attend(stream, None)),
         };
-        self.seats.push_back(Seat { task, answering });
+        self.seats.push_back(Seat {
+            task,
+            taken: Instant::now(),
+            answering,
+        });
     }
 
     async fn leave(&mut self) {

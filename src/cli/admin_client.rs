@@ -33,19 +33,27 @@ const MAX_TOKEN_FILE: u64 = 4096;
 /// The file that a gate without configured tokens makes beside its ledger.
 pub const MADE_TOKEN_FILE: &str = "admin.token";
 
+/// Where the gate is.
+#[derive(Clone, Debug, clap::Args)]
+pub struct GateOptions {
+    /// Its admin listener: http://HOST:PORT or unix:/PATH. Left out: the configuration's, else
+    /// http://127.0.0.1:9901
+    #[arg(long, value_name = "URL", global = true, help_heading = "The gate")]
+    pub admin: Option<String>,
+    /// Its configuration, for what is not named here
+    #[arg(long, value_name = "FILE", global = true, help_heading = "The gate")]
+    pub config: Option<PathBuf>,
+}
+
 /// Where the gate is and how to be let in.
 #[derive(Clone, Debug, clap::Args)]
 pub struct AdminOptions {
-    /// The gate's admin listener: http://HOST:PORT or unix:/PATH. Left out: the configuration's,
-    /// else http://127.0.0.1:9901
-    #[arg(long, value_name = "URL", global = true)]
-    pub admin: Option<String>,
+    /// Where the gate is.
+    #[command(flatten)]
+    pub gate: GateOptions,
     /// A file with an admin token. Left out: the one that the gate made beside its ledger
-    #[arg(long, value_name = "FILE", global = true)]
+    #[arg(long, value_name = "FILE", global = true, help_heading = "The gate")]
     pub token_file: Option<PathBuf>,
-    /// The gate's configuration, for what is left out above
-    #[arg(long, value_name = "FILE", global = true)]
-    pub config: Option<PathBuf>,
 }
 
 /// What the configuration says where the command line says nothing.
@@ -189,13 +197,13 @@ impl AdminClient {
     /// # Errors
     /// [`ClientError::BadUrl`], [`ClientError::BadTokenFile`].
     pub fn with_token(options: &AdminOptions) -> Result<Self, ClientError> {
-        let defaults = defaults(options.config.as_deref());
+        let defaults = defaults(options.gate.config.as_deref());
         let token_file = options.token_file.as_ref().unwrap_or(&defaults.token_file);
         let authorization = read_token(token_file).map_err(|why| ClientError::BadTokenFile {
             path: token_file.clone(),
             why,
         })?;
-        let mut client = Self::without_token(options)?;
+        let mut client = Self::without_token(&options.gate)?;
         client.authorization = Some(authorization);
         Ok(client)
     }
@@ -204,7 +212,7 @@ impl AdminClient {
     ///
     /// # Errors
     /// [`ClientError::BadUrl`].
-    pub fn without_token(options: &AdminOptions) -> Result<Self, ClientError> {
+    pub fn without_token(options: &GateOptions) -> Result<Self, ClientError> {
         let defaults = defaults(options.config.as_deref());
         let url = options.admin.as_deref().unwrap_or(&defaults.url);
         Ok(Self {
@@ -425,9 +433,11 @@ mod tests {
         let path = directory.path().join("token");
         std::fs::write(&path, "very-secret").unwrap();
         let options = AdminOptions {
-            admin: None,
+            gate: GateOptions {
+                admin: None,
+                config: None,
+            },
             token_file: Some(path),
-            config: None,
         };
         let client = AdminClient::with_token(&options).unwrap();
         assert!(!format!("{client:?}").contains("very-secret"));

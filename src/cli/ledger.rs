@@ -44,6 +44,9 @@ pub enum Command {
     /// Show one record with its events and its kept answer
     Show(Show),
     /// Say what became of a record whose outcome is unknown
+    ///
+    /// The record is shown first, and resolved only if it has not changed since. The name of the
+    /// token's holder and the reason are kept with it.
     Resolve(Resolve),
 }
 
@@ -89,15 +92,10 @@ pub struct Show {
 
 /// `ledger resolve`
 #[derive(Clone, Debug, clap::Args)]
-#[command(
-    long_about = "Say what became of a record whose outcome is unknown\n\n\
-        The record is shown first, and resolved only if it has not changed since. \
-        The name of the token's holder and the reason are kept with it for good.",
-    after_help = "Examples:\n  \
+#[command(after_help = "Examples:\n  \
         tikigate ledger resolve rec-12 --applied --reason \"found in the backend's books\"\n  \
         tikigate ledger resolve rec-12 --not-applied --reason \"the backend was down\" --by linh\n  \
-        tikigate ledger resolve rec-12 --rejected --reason \"the order was paid out by hand\""
-)]
+        tikigate ledger resolve rec-12 --rejected --reason \"the order was paid out by hand\"")]
 pub struct Resolve {
     /// A record's id, such as rec-12, or its idempotency key where only one record has it
     pub key: String,
@@ -111,7 +109,7 @@ pub struct Resolve {
     #[arg(long, value_name = "NAME")]
     pub by: Option<String>,
     /// Say "not applied" although the attempt may still be running: if it is, money may move twice
-    #[arg(long, requires = "not_applied")]
+    #[arg(long, conflicts_with_all = ["applied", "rejected"])]
     pub force: bool,
 }
 

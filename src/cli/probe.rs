@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use http::StatusCode;
 use serde_json::Value;
 
-use super::admin_client::{AdminClient, AdminOptions, Answer};
+use super::admin_client::{AdminClient, Answer, GateOptions};
 use super::failure::{Failure, finish};
 use super::{exit, terminal};
 
@@ -27,7 +27,7 @@ pub struct Args {
     pub question: Question,
     /// Where the gate is
     #[command(flatten)]
-    pub admin: AdminOptions,
+    pub gate: GateOptions,
 }
 
 /// What a probe asks.
@@ -49,7 +49,7 @@ pub fn run(args: Args) -> ExitCode {
 /// # Errors
 /// The gate can't be asked, or what answers is none.
 pub fn execute(args: &Args, out: &mut dyn Write) -> Result<u8, Failure> {
-    let client = AdminClient::without_token(&args.admin)?;
+    let client = AdminClient::without_token(&args.gate)?;
     match args.question {
         Question::Live => {
             let answer = client.probe("/livez")?;

@@ -1,9 +1,4 @@
 //! Integration tests: the library and the real binary, over real sockets.
-#![allow(
-    clippy::unwrap_used,
-    unreachable_pub,
-    reason = "a test fails by panicking, its helpers too, and nothing outside this binary can reach them"
-)]
 
 #![allow(
     clippy::unwrap_used,
@@ -11,7 +6,9 @@
     reason = "a test fails by panicking, and nobody imports a test"
 )]
 
+mod admin;
 mod architecture;
 mod client;
 mod server;
+mod steps;
 mod support;
