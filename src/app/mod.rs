@@ -1,1 +1,243 @@
-//! app.
+//! Composition: settings in, a running gate out; and its end.
+//!
+//! ```text
+//! worker threads   one current-thread runtime, listener and set of backend connections each
+//! control thread   admin listener, expiry of records, and the drain
+//! ```
+//!
+//! A drain goes: unready → (`drain_delay`) → listener closed, what runs is finished → (`drain_within`)
+//! → what still runs is recorded as unknown → end.
+
+mod control;
+mod drain;
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crate::admin::{self, AdminSettings};
+use crate::clock::Clock;
+use crate::config::{Settings, Store};
+use crate::gate::{Common, Gate};
+use crate::ledger::{DefineError, Ledger, MemoryLedger, MemoryLimits, Owner};
+use crate::metrics::{Metrics, Sources};
+use crate::net::ListenAddress;
+use crate::server::{self, BindError};
+use crate::telemetry::LogHandle;
+
+use control::Control;
+use drain::Life;
+
+/// A running gate.
+pub struct App {
+    address: ListenAddress,
+    admin_address: ListenAddress,
+    life: Arc<Life>,
+    common: Arc<Common>,
+    ledger: Arc<dyn Ledger>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Why a gate could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener's address can't be had.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A namespace of the configuration is not the ledger's.
+    #[error("namespace {namespace}: {source}")]
+    Namespace {
+        /// Its name.
+        namespace: Arc<str>,
+        /// Why.
+        source: DefineError,
+    },
+    /// The admin token can't be made or read.
+    #[error("admin token: {0}")]
+    Token(io::Error),
+    /// A setting that `check` should have refused.
+    #[error("{0}")]
+    Settings(String),
+    /// The system gave no thread, runtime or random numbers.
+    #[error("{0}")]
+    System(io::Error),
+}
+
+impl App {
+    /// Starts a gate with these settings on all its threads. Its listeners take calls when this returns.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start(settings: Settings, clock: Clock, log: &LogHandle) -> Result<Self, StartError> {
+        let settings = Arc::new(settings);
+        let workers = settings.server.workers.max(1);
+        let ledger = open_ledger(&settings, &clock);
+        define_namespaces(&settings, ledger.as_ref())?;
+        let tokens = admin::token::ensure_token(&settings.ledger.directory, &settings.admin.tokens)
+            .map_err(StartError::Token)?;
+        let listeners = server::bind(&settings.server.listen, workers)?;
+        let admin_listener = server::bind(&settings.admin.listen, 1)?
+            .pop()
+            .ok_or_else(|| StartError::Settings("admin.listen gave no listener".to_owned()))?;
+        let address = listeners
+            .first()
+            .map_or_else(|| settings.server.listen.clone(), server::Listener::local_address);
+        let admin_address = admin_listener.local_address();
+
+        let owner = Owner(random()?);
+        let common = Common::new(Arc::clone(&settings), clock, Arc::clone(&ledger), owner)
+            .map_err(StartError::Settings)?;
+        let connections = Arc::new(server::Shared::new(settings.server.max_connections));
+        let sources = Sources { log_lines_dropped: log.lines_dropped(), ..Sources::default() };
+        let metrics = Metrics::new(Common::labels(&settings, sources), workers);
+        let life = Arc::new(Life::new());
+
+        let mut threads = Vec::with_capacity(workers + 1);
+        for (number, listener) in listeners.into_iter().enumerate() {
+            let worker = Worker {
+                gate: (Arc::clone(&common), metrics.worker(number), log.access(number), random()?),
+                listener,
+                limits: server::Limits::from(&settings.server),
+                connections: Arc::clone(&connections),
+                life: Arc::clone(&life),
+            };
+            threads.push(spawn(format!("worker-{number}"), worker.run())?);
+        }
+        let control = Control {
+            life: Arc::clone(&life),
+            common: Arc::clone(&common),
+            ledger: Arc::clone(&ledger),
+            metrics,
+            connections,
+        };
+        let admin_settings = AdminSettings {
+            tokens,
+            hosts: settings.admin.hosts.clone(),
+            limits: admin::Limits::default(),
+        };
+        let running = control.run(admin_listener, admin_settings, Arc::clone(&settings));
+        threads.push(spawn("control".to_owned(), running)?);
+        life.serving();
+        Ok(Self { address, admin_address, life, common, ledger, threads })
+    }
+
+    /// Where Tiki's calls arrive.
+    pub fn address(&self) -> &ListenAddress {
+        &self.address
+    }
+
+    /// Where the admin listener is.
+    pub fn admin_address(&self) -> &ListenAddress {
+        &self.admin_address
+    }
+
+    /// The ledger.
+    pub fn ledger(&self) -> &Arc<dyn Ledger> {
+        &self.ledger
+    }
+
+    /// Calls that run detached now.
+    pub fn running_calls(&self) -> usize {
+        self.common.running_calls()
+    }
+
+    /// A handle that can end this gate from elsewhere.
+    pub fn stopper(&self) -> Stopper {
+        Stopper { life: Arc::clone(&self.life) }
+    }
+
+    /// Waits until the gate has ended. Something must have started the drain.
+    pub fn wait(self) {
+        for thread in self.threads {
+            // A panic in it was reported when it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Ends a gate.
+#[derive(Clone)]
+pub struct Stopper {
+    life: Arc<Life>,
+}
+
+impl Stopper {
+    /// Starts the drain; nothing happens when it runs already.
+    pub fn drain(&self) {
+        self.life.start_drain();
+    }
+
+    /// Cuts a running drain short: what may have been sent is recorded as unknown now.
+    pub fn hurry(&self) {
+        self.life.hurry();
+    }
+
+    /// Resolves when the gate has ended.
+    pub async fn ended(&self) {
+        self.life.ended().await;
+    }
+}
+
+/// What one worker thread needs.
+struct Worker {
+    gate: (Arc<Common>, crate::metrics::Worker, crate::telemetry::AccessLog, u64),
+    listener: server::Listener,
+    limits: server::Limits,
+    connections: Arc<server::Shared>,
+    life: Arc<Life>,
+}
+
+impl Worker {
+    async fn run(self) {
+        let (common, metrics, log, random) = self.gate;
+        let gate = Gate::new(Arc::clone(&common), metrics, log, random);
+        let service = gate.service::<hyper::body::Incoming>();
+        let closing = self.life.closing();
+        let abort = self.life.abort();
+        let served =
+            server::serve(self.listener, self.limits, self.connections, service, closing, abort).await;
+        if let Err(error) = served {
+            tracing::error!(%error, "a worker can't serve");
+        }
+        // Detached calls live on this thread's runtime: it stays until the last of them is recorded.
+        common.settled().await;
+    }
+}
+
+fn open_ledger(settings: &Settings, clock: &Clock) -> Arc<dyn Ledger> {
+    match settings.ledger.store {
+        Store::Memory { max_records, max_bytes } => {
+            let limits = MemoryLimits { max_records, max_bytes };
+            Arc::new(MemoryLedger::new(clock.clone(), limits))
+        }
+    }
+}
+
+fn define_namespaces(settings: &Settings, ledger: &dyn Ledger) -> Result<(), StartError> {
+    let runtime = runtime().map_err(StartError::System)?;
+    for (namespace, definition) in Common::namespaces(settings) {
+        runtime
+            .block_on(ledger.define(Arc::clone(&namespace), definition))
+            .map_err(|source| StartError::Namespace { namespace, source })?;
+    }
+    Ok(())
+}
+
+fn spawn(
+    name: String,
+    future: impl Future<Output = ()> + Send + 'static,
+) -> Result<JoinHandle<()>, StartError> {
+    let runtime = runtime().map_err(StartError::System)?;
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(move || runtime.block_on(future))
+        .map_err(StartError::System)
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+fn random() -> Result<u64, StartError> {
+    getrandom::u64().map_err(|error| StartError::System(io::Error::other(error.to_string())))
+}

@@ -1,1 +1,284 @@
-//! gate.
+//! The gate: what a call from Tiki goes through before the backend hears of it.
+//!
+//! ```text
+//! connection   connection cap; header deadline; HTTP/1.1                                    (crate::server)
+//! ── tower layers: observe (facts, log line, metrics) · respond (every Refusal → the platform's envelope)
+//!                  · admit (in-flight cap, per-address limit)
+//! ── Gate::call: typed steps, each in the file of its name
+//!  1 route         exact path and method; anything else is never forwarded                  → Routed
+//!  2 authenticate  one set of signature headers, known client, body under its limits, HMAC  → Authentic
+//!  3 freshen       inside its time window, or only good for what the ledger knows           → Freshened
+//!  4 validate      the route's payload: types, required fields, amounts exact               → Valid
+//!  5 bind          the signature counts on one route, once where nothing else tells         → Bound
+//!  6 throttle      the client's rate limit, which a forger can't spend                      → Claimable
+//!  7 idempotency   claim → run once, detached → record → answer; or replay; or join         → Answer
+//! ── tower stack towards the backend: in-flight cap · backend
+//!    forward       clean headers, call the backend, classify its answer                     (attempt, outcome)
+//! ```
+//!
+//! Each step consumes one type and yields the next, and only the step itself can make it: a step
+//! that is left out or swapped does not compile. Every step ends a call with a [`Refusal`], whose
+//! table is the one place that knows statuses.
+
+mod admit;
+mod answer;
+mod attempt;
+pub mod authenticate;
+pub mod bind;
+pub mod call;
+mod forward;
+pub mod freshen;
+pub mod idempotency;
+mod limits;
+mod observe;
+mod outcome;
+mod refusal;
+mod respond;
+pub mod route;
+mod running;
+pub mod signatures;
+pub mod throttle;
+pub mod validate;
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use http_body::Body;
+use http_body_util::Full;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::{Service, ServiceBuilder};
+
+use crate::client::Upstream;
+use crate::clock::Clock;
+use crate::config::Settings;
+use crate::ledger::{Definition, Ledger, Owner};
+use crate::metrics;
+use crate::net::{Arrived, TrustedProxies};
+use crate::telemetry::AccessLog;
+
+use admit::{Admission, AdmitLayer};
+use authenticate::{Clients, authenticate};
+use bind::bind;
+use call::{Call, RequestIds};
+use freshen::freshen;
+use idempotency::idempotency;
+use limits::AddressLimits;
+use observe::ObserveLayer;
+use respond::RespondLayer;
+use route::{RouteTable, route};
+use running::RunningCalls;
+use signatures::Signatures;
+use throttle::throttle;
+use validate::validate;
+
+pub use answer::Answer;
+pub use refusal::Refusal;
+
+/// One worker's gate: what all workers share, and this worker's own connections, log and metrics.
+pub struct Gate {
+    common: Arc<Common>,
+    stacks: Vec<forward::Stack>,
+    request_ids: RequestIds,
+    metrics: metrics::Worker,
+    log: AccessLog,
+}
+
+impl Gate {
+    /// A worker's gate. Its backend connections belong to the runtime that calls it.
+    pub fn new(common: Arc<Common>, metrics: metrics::Worker, log: AccessLog, random: u64) -> Arc<Self> {
+        let permits = common.upstream_permits.iter();
+        let stacks = common
+            .settings
+            .upstreams
+            .iter()
+            .zip(permits)
+            .map(|(upstream, permits)| {
+                forward::stack(Upstream::new(Arc::clone(upstream)), Arc::clone(permits))
+            })
+            .collect();
+        let request_ids = RequestIds::new(random);
+        Arc::new(Self { common, stacks, request_ids, metrics, log })
+    }
+
+    /// The steps of a call, in their order.
+    ///
+    /// # Errors
+    /// The refusal of the step that ended it.
+    pub async fn call<B>(self: Arc<Self>, call: Call<B>) -> Result<Answer, Refusal>
+    where
+        B: Body<Data = Bytes>,
+    {
+        let common = &self.common;
+        let routed = route(&common.routes, call)?;
+        let authentic = authenticate(&common.clients, &self.metrics, routed).await?;
+        let now = common.clock.now();
+        self.metrics.signature_age(authentic.age_seconds(now));
+        let freshened = freshen(now, authentic);
+        let valid = validate(freshened)?;
+        let bound = bind(&common.signatures, common.clock.monotonic(), now, valid)?;
+        let claimable = throttle(bound)?;
+        idempotency(&self, claimable).await
+    }
+
+    /// This gate behind its layers, as the server calls it.
+    pub fn service<B>(
+        self: &Arc<Self>,
+    ) -> impl Service<
+        Arrived<B>,
+        Response = Response<Full<Bytes>>,
+        Error = Infallible,
+        Future: Send,
+    > + Clone + Send + use<B>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+    {
+        ServiceBuilder::new()
+            .layer(ObserveLayer { gate: Arc::clone(self) })
+            .layer(RespondLayer { refuse_with: self.common.settings.signature.refuse_with })
+            .layer(AdmitLayer { admission: Arc::clone(&self.common.admission) })
+            .service(Steps { gate: Arc::clone(self) })
+    }
+}
+
+/// [`Gate::call`] as the innermost service.
+#[derive(Clone)]
+struct Steps {
+    gate: Arc<Gate>,
+}
+
+impl<B> Service<Call<B>> for Steps
+where
+    B: Body<Data = Bytes> + Send + 'static,
+{
+    type Response = Answer;
+    type Error = Refusal;
+    type Future = Pin<Box<dyn Future<Output = Result<Answer, Refusal>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Refusal>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call<B>) -> Self::Future {
+        Box::pin(Arc::clone(&self.gate).call(call))
+    }
+}
+
+/// What all workers share.
+pub struct Common {
+    settings: Arc<Settings>,
+    clock: Clock,
+    routes: RouteTable,
+    clients: Clients,
+    trusted_proxies: TrustedProxies,
+    admission: Arc<Admission>,
+    signatures: Signatures,
+    running: Arc<RunningCalls>,
+    ledger: Arc<dyn Ledger>,
+    owner: Owner,
+    upstream_permits: Vec<Arc<Semaphore>>,
+    tasks: TaskTracker,
+    abort: CancellationToken,
+}
+
+impl Common {
+    /// Of these settings. `owner` names this process's life in the ledger.
+    ///
+    /// # Errors
+    /// What in the settings can't be used, which `check` refuses before.
+    pub fn new(
+        settings: Arc<Settings>,
+        clock: Clock,
+        ledger: Arc<dyn Ledger>,
+        owner: Owner,
+    ) -> Result<Arc<Self>, String> {
+        let server = &settings.server;
+        let admission = Admission {
+            in_flight: AtomicUsize::new(0),
+            max_in_flight: server.max_in_flight,
+            addresses: AddressLimits::new(server.per_address, clock.clone()),
+            draining: AtomicBool::new(false),
+        };
+        let permits = settings.upstreams.iter();
+        let upstream_permits = permits.map(|upstream| Arc::new(Semaphore::new(upstream.max_in_flight)));
+        Ok(Arc::new(Self {
+            routes: RouteTable::new(&settings)?,
+            clients: Clients::new(&settings, &clock)?,
+            trusted_proxies: server.trusted_proxies.clone(),
+            admission: Arc::new(admission),
+            signatures: Signatures::new(settings.signature.max_remembered),
+            running: Arc::default(),
+            upstream_permits: upstream_permits.collect(),
+            tasks: TaskTracker::new(),
+            abort: CancellationToken::new(),
+            settings,
+            clock,
+            ledger,
+            owner,
+        }))
+    }
+
+    /// The labels that the metrics are made with.
+    pub fn labels(settings: &Settings, sources: metrics::Sources) -> metrics::Labels {
+        metrics::Labels {
+            sources,
+            routes: settings.routes.iter().map(|route| route.name.clone()).collect(),
+            refusals: Refusal::labels(),
+            secrets: Clients::secret_labels(settings),
+        }
+    }
+
+    /// The namespaces that the routes use, each with its definition.
+    pub fn namespaces(settings: &Settings) -> Vec<(Arc<str>, Definition)> {
+        let rules = settings.routes.iter().filter_map(|route| route.idempotency.as_ref());
+        rules
+            .map(|rule| {
+                let key = rule.spec.key_text();
+                let fingerprint = rule.spec.fingerprint_text();
+                (Arc::from(rule.namespace.as_str()), Definition { key, fingerprint })
+            })
+            .collect()
+    }
+
+    /// From now on new calls are refused with `draining`.
+    pub fn refuse_new_calls(&self) {
+        self.admission.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Resolves when no detached call is running. No call may be started meanwhile.
+    pub async fn settled(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Ends detached calls: what may have been sent is recorded as unknown.
+    pub fn abandon_running_calls(&self) {
+        self.abort.cancel();
+    }
+
+    /// Calls that run detached now.
+    pub fn running_calls(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Signatures that are remembered now.
+    pub fn remembered_signatures(&self) -> usize {
+        self.signatures.len()
+    }
+
+    /// Addresses that have a limit of their own now.
+    pub fn limited_addresses(&self) -> usize {
+        self.admission.addresses.len()
+    }
+
+    /// The status of unauthenticated calls.
+    pub fn refuse_with(&self) -> StatusCode {
+        self.settings.signature.refuse_with
+    }
+}

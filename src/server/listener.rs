@@ -56,8 +56,11 @@ enum StdSocket {
 }
 
 /// A listening socket of the current runtime.
-pub(super) enum Socket {
+#[derive(Debug)]
+pub enum Socket {
+    /// On a TCP port.
     Tcp(TcpListener),
+    /// On a unix socket.
     Unix(UnixListener),
 }
 
@@ -69,7 +72,10 @@ impl Listener {
 
     /// Makes it part of the current runtime. The file of a unix socket goes away with the last
     /// of its workers' handles.
-    pub(super) fn register(self) -> io::Result<(Socket, Option<Arc<SocketFile>>)> {
+    ///
+    /// # Errors
+    /// The socket can't be handed to the runtime.
+    pub fn register(self) -> io::Result<(Socket, Option<Arc<SocketFile>>)> {
         match self.socket {
             StdSocket::Tcp(socket) => Ok((Socket::Tcp(TcpListener::from_std(socket)?), None)),
             StdSocket::Unix(socket, file) => {
@@ -186,7 +192,7 @@ fn try_connect(path: &Path) -> io::Result<()> {
 
 /// A unix socket's file, removed at the end unless another process has put its own there.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,

@@ -28,10 +28,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-pub use self::listener::{BindError, Listener, bind};
+pub use self::listener::{BindError, Listener, Socket, SocketFile, bind};
 
 use self::connection::{Closing, Connections};
-use self::listener::{Accept, Socket};
+use self::listener::Accept;
 use crate::config;
 use crate::net::Arrived;
 

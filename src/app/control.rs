@@ -1,0 +1,114 @@
+//! The control thread: what the gate does beside calls.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, AdminSettings, Readiness};
+use crate::config::Settings;
+use crate::gate::Common;
+use crate::ledger::{Ledger, State, Stats};
+use crate::metrics::{LedgerFigures, Metrics, StateFigures};
+use crate::server;
+
+use super::drain::Life;
+
+/// Between two looks for records whose time is over.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// Records forgotten in one go, so that nobody waits long for the ledger.
+const SWEEP_CHUNK: usize = 1000;
+
+/// What the control thread works with.
+pub(super) struct Control {
+    pub(super) life: Arc<Life>,
+    pub(super) common: Arc<Common>,
+    pub(super) ledger: Arc<dyn Ledger>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) connections: Arc<server::Shared>,
+}
+
+impl Control {
+    /// Serves the admin listener and expires records until the drain is over.
+    pub(super) async fn run(
+        self,
+        listener: server::Listener,
+        admin_settings: AdminSettings,
+        settings: Arc<Settings>,
+    ) {
+        let control = Arc::new(self);
+        let (listener, _file) = match listener.register() {
+            Ok((server::Socket::Tcp(socket), file)) => (admin::Listener::from(socket), file),
+            Ok((server::Socket::Unix(socket), file)) => (admin::Listener::from(socket), file),
+            Err(error) => {
+                tracing::error!(%error, "the admin listener can't be used");
+                control.life.hurry();
+                return;
+            }
+        };
+        let stop_admin = CancellationToken::new();
+        let admin = tokio::spawn(admin::serve(
+            listener,
+            admin_settings,
+            Arc::clone(&control.ledger),
+            Arc::clone(&control) as Arc<dyn admin::Control>,
+            stop_admin.clone(),
+        ));
+        let sweeping = tokio::spawn(sweep(Arc::clone(&control.ledger)));
+        let life = Arc::clone(&control.life);
+        let server = &settings.server;
+        let connections = || control.connections.connections();
+        life.drain(&control.common, server.drain_delay, server.drain_within, connections).await;
+        sweeping.abort();
+        stop_admin.cancel();
+        let _ = admin.await;
+    }
+}
+
+/// Forgets records whose time is over, in small chunks.
+async fn sweep(ledger: Arc<dyn Ledger>) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        loop {
+            match ledger.sweep(SWEEP_CHUNK).await {
+                Ok(swept) if swept < SWEEP_CHUNK as u64 => break,
+                Ok(_) => tokio::task::yield_now().await,
+                Err(error) => {
+                    tracing::warn!(%error, "expired records can't be forgotten now");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl admin::Control for Control {
+    fn readiness(&self) -> Readiness {
+        Readiness { phase: self.life.phase(), degraded: Vec::new() }
+    }
+
+    fn start_drain(&self, by: &str) {
+        tracing::info!(tikigate.by = by, "a drain was asked for");
+        self.life.start_drain();
+    }
+
+    fn render_metrics(&self, ledger: Option<&Stats>) -> String {
+        self.metrics.set_signatures_remembered(self.common.remembered_signatures());
+        self.metrics.set_limited_addresses(self.common.limited_addresses());
+        let connections = &self.metrics.sources().connections;
+        connections.store(self.connections.connections(), Ordering::Relaxed);
+        self.metrics.render(&figures(ledger))
+    }
+}
+
+fn figures(stats: Option<&Stats>) -> LedgerFigures {
+    let of = |stats: &Stats| {
+        let numbers = stats.records.into_iter().zip(stats.oldest);
+        let states = State::ALL.into_iter().zip(numbers);
+        states
+            .map(|(state, (records, oldest))| StateFigures { state: state.as_str(), records, oldest })
+            .collect()
+    };
+    LedgerFigures { states: stats.map(of).unwrap_or_default() }
+}

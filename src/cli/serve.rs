@@ -1,0 +1,108 @@
+//! `tikigate serve`: runs the gate.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::app::{App, Stopper};
+use crate::clock::Clock;
+use crate::config::{self, Problem};
+use crate::telemetry;
+
+use super::exit;
+
+/// Run the gate
+///
+/// SIGTERM or SIGINT starts the drain: the gate turns unready, closes its listener, finishes what
+/// runs (at most `server.drain_within`), and exits. A second signal cuts the drain short: what may
+/// have been sent is then recorded as unknown.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    tikigate serve --config /etc/tikigate/tikigate.toml\n  \
+    TIKIGATE__SERVER__LISTEN=127.0.0.1:8080 tikigate serve\n  \
+    tikigate check --config F      (first: are there problems in it?)")]
+pub struct Args {
+    /// The configuration. Left out: $TIKIGATE_CONFIG, else /etc/tikigate/tikigate.toml
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Runs the command until the gate has drained.
+pub fn run(args: Args) -> ExitCode {
+    let path = config::default_path(args.config);
+    let environment: Vec<_> = std::env::vars_os().collect();
+    let loaded = match config::load(&path, &environment) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            tell(&problems);
+            return ExitCode::from(exit::CONFIGURATION);
+        }
+    };
+    tell(&loaded.warnings);
+    match serve(loaded.settings) {
+        Ok(()) => ExitCode::from(exit::OK),
+        Err(error) => {
+            // Where standard error is closed, the exit code has to do.
+            let _ = writeln!(io::stderr(), "tikigate serve: {error:#}");
+            ExitCode::from(exit::FAILURE)
+        }
+    }
+}
+
+fn tell(problems: &[Problem]) {
+    let mut err = io::stderr().lock();
+    for problem in problems {
+        let _ = writeln!(err, "{problem}");
+    }
+}
+
+fn serve(settings: config::Settings) -> anyhow::Result<()> {
+    // One buffer more than there are workers: the tests' and the control thread's lines share it.
+    let log = telemetry::init(&settings.log, settings.server.workers)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut signals = {
+        let _entered = runtime.enter();
+        Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? }
+    };
+    let workers = settings.server.workers;
+    let app = App::start(settings, Clock::system(), &log)?;
+    tracing::info!(
+        server.address = %app.address(), admin.address = %app.admin_address(),
+        tikigate.workers = workers, service.version = env!("CARGO_PKG_VERSION"),
+        "listening"
+    );
+    let stopper = app.stopper();
+    runtime.block_on(signals.watch(&stopper));
+    app.wait();
+    log.flush();
+    Ok(())
+}
+
+/// The signals that end a gate.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Drains on the first signal, hurries on the second, and returns when the gate has ended,
+    /// for which the admin API can be the reason as well.
+    async fn watch(&mut self, stopper: &Stopper) {
+        let mut drain_asked = false;
+        loop {
+            tokio::select! {
+                () = stopper.ended() => return,
+                _ = self.terminate.recv() => {}
+                _ = self.interrupt.recv() => {}
+            }
+            if drain_asked {
+                tracing::warn!("a second signal: the drain is cut short");
+                stopper.hurry();
+            }
+            drain_asked = true;
+            stopper.drain();
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! One attempt at a message: claimed, sent, understood, recorded. It runs detached from the call
+//! that started it, until `settle_within`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant as StdInstant};
+
+use tokio::time::Instant;
+use tower::{Service, ServiceExt};
+
+use crate::client::{BackendAnswer, ConnectionKind};
+use crate::config::{Idempotency, OnUnknown};
+use crate::ledger::{
+    Cause, Claim, ClaimOutcome, Fence, KeptAnswer, LedgerError, Policy, Settled, Settlement,
+};
+
+use super::Gate;
+use super::answer::Answer;
+use super::authenticate::Message;
+use super::bind::Standing;
+use super::call::Facts;
+use super::forward::{ForwardFault, Outgoing, clean_request};
+use super::outcome::{self, Class};
+use super::refusal::{LedgerFault, Overload, Refusal, UpstreamFault, Wait};
+use super::running::{Lead, Running, Verdict};
+use super::signatures::SignatureKey;
+use super::throttle::Claimable;
+use super::validate::Identity;
+
+/// After an attempt's last possible byte: "not applied" is not believed before (DESIGN, resolving).
+const QUIET: Duration = Duration::from_secs(60);
+
+/// Pauses between tries to record an answer that the store could not take.
+const RECORD_PAUSE: Duration = Duration::from_millis(250);
+const RECORD_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Runs the attempt to its end and tells everybody who waits for it.
+pub(super) async fn detached(gate: Arc<Gate>, claimable: Claimable, lead: Lead) {
+    let running = Arc::clone(lead.running());
+    let deadlines = Deadlines::of(&claimable.message);
+    let facts = Arc::clone(&claimable.message.facts);
+    let verdict = match claimable.identity.clone() {
+        Some(identity) => keyed(&gate, &claimable, &identity, &running, deadlines).await,
+        None => unkeyed(&gate, &claimable.message, &running, deadlines).await,
+    };
+    if Instant::now() > deadlines.send_by {
+        log_late(&facts, &verdict);
+    }
+    lead.finish(verdict);
+}
+
+/// Forwards a call that changes nothing and may be sent any number of times.
+pub(super) async fn fetch(gate: &Arc<Gate>, claimable: Claimable) -> Result<Answer, Refusal> {
+    let message = &claimable.message;
+    let deadlines = Deadlines {
+        send_by: message.answer_by(),
+        settle_by: message.answer_by(),
+    };
+    let sending = Sending { fence: None, running: None, attempt: 1, deadlines };
+    let sent = send(gate, message, None, sending).await;
+    understand(message, sent, 1).answer
+}
+
+#[derive(Clone, Copy)]
+struct Deadlines {
+    /// Tiki's deadline: nothing is sent after it.
+    send_by: Instant,
+    /// The backend's.
+    settle_by: Instant,
+}
+
+impl Deadlines {
+    fn of(message: &Message) -> Self {
+        let start = Instant::from_std(message.facts.first_byte);
+        Self {
+            send_by: message.answer_by(),
+            settle_by: start + message.plan.upstream.settle_within,
+        }
+    }
+}
+
+/// On a route without keys: there is no record, but a final answer makes the signature count for
+/// nothing from then on.
+async fn unkeyed(
+    gate: &Gate,
+    message: &Message,
+    running: &Arc<Running>,
+    deadlines: Deadlines,
+) -> Verdict {
+    let sending = Sending { fence: None, running: Some(Arc::clone(running)), attempt: 1, deadlines };
+    let sent = send(gate, message, None, sending).await;
+    let understood = understand(message, sent, 1);
+    if matches!(understood.settlement, Settlement::Done(..)) {
+        gate.common.signatures.answered(SignatureKey::from(&message.mac));
+    }
+    Verdict::Shared(understood.answer)
+}
+
+async fn keyed(
+    gate: &Arc<Gate>,
+    claimable: &Claimable,
+    identity: &Identity,
+    running: &Arc<Running>,
+    deadlines: Deadlines,
+) -> Verdict {
+    let message = &claimable.message;
+    let Some(rule) = &message.plan.route.idempotency else {
+        // An identity comes from this rule alone.
+        return Verdict::Own(Refusal::LedgerUnavailable(LedgerFault::Failed));
+    };
+    let claim = claim(gate, claimable, identity, rule, deadlines);
+    let fence = match gate.common.ledger.claim(claim).await {
+        Ok(ClaimOutcome::Granted(fence)) => fence,
+        Ok(other) => return not_granted(other, claimable.standing),
+        Err(error) => return Verdict::Shared(Err(ledger_refusal(&error))),
+    };
+    let _ = message.facts.attempt.set(fence.attempt);
+    let guard = ClaimGuard { gate: Arc::clone(gate), fence, armed: true };
+    let sending = Sending {
+        fence: Some(fence),
+        running: Some(Arc::clone(running)),
+        attempt: fence.attempt,
+        deadlines,
+    };
+    let sent = send(gate, message, Some(identity), sending).await;
+    let understood = understand(message, sent, fence.attempt);
+    let recorded = record(gate, &message.facts, fence, understood.settlement).await;
+    guard.disarm();
+    match recorded {
+        Ok(()) => Verdict::Shared(understood.answer),
+        Err(refusal) => Verdict::Shared(Err(refusal)),
+    }
+}
+
+fn claim(
+    gate: &Gate,
+    claimable: &Claimable,
+    identity: &Identity,
+    rule: &Idempotency,
+    deadlines: Deadlines,
+) -> Claim {
+    Claim {
+        key: identity.key.clone(),
+        fingerprint: identity.fingerprint,
+        owner: gate.common.owner,
+        admission: claimable.standing.admission(),
+        policy: match rule.on_unknown {
+            OnUnknown::Hold => Policy::Hold,
+            OnUnknown::Resend => Policy::Resend,
+        },
+        keep: rule.keep,
+        may_run_for: deadlines.settle_by.saturating_duration_since(Instant::now()) + QUIET,
+        route: Arc::clone(&claimable.message.plan.name),
+    }
+}
+
+/// What a claim that was not granted means for the caller.
+fn not_granted(outcome: ClaimOutcome, standing: Standing) -> Verdict {
+    let refusal = match outcome {
+        ClaimOutcome::Done(_, kept) => return Verdict::Shared(Ok(Answer::replay(kept))),
+        ClaimOutcome::Conflict(_) => Refusal::Conflict,
+        ClaimOutcome::Held(_, hold) => Refusal::OutcomeUnknown(hold),
+        ClaimOutcome::Unfamiliar => {
+            // A duplicate that came in its time must not be told that it did not.
+            let Standing::KnownOnly(dated) = standing else {
+                return Verdict::Own(Refusal::LedgerUnavailable(LedgerFault::Failed));
+            };
+            return Verdict::Own(Refusal::OutOfWindow(dated));
+        }
+        // Granted is the caller's case; Running is another process's.
+        ClaimOutcome::Running(_) | ClaimOutcome::Granted(_) => Refusal::InProgress(Wait::Elsewhere),
+    };
+    Verdict::Shared(Err(refusal))
+}
+
+fn ledger_refusal(error: &LedgerError) -> Refusal {
+    Refusal::LedgerUnavailable(match error {
+        LedgerError::Full => LedgerFault::Full,
+        LedgerError::Failed(_) => LedgerFault::Failed,
+    })
+}
+
+struct Sending {
+    fence: Option<Fence>,
+    running: Option<Arc<Running>>,
+    attempt: u32,
+    deadlines: Deadlines,
+}
+
+/// Sends the message through the tower stack of its backend.
+async fn send(
+    gate: &Gate,
+    message: &Message,
+    identity: Option<&Identity>,
+    sending: Sending,
+) -> Result<BackendAnswer, ForwardFault> {
+    let started = StdInstant::now();
+    let aborted = gate.common.abort.cancelled();
+    let running = sending.running.clone();
+    let result = tokio::select! {
+        biased;
+        result = forward(gate, message, identity, sending) => result,
+        () = aborted => Err(match running {
+            Some(running) if !running.may_be_sent() => ForwardFault::NotSent("not_sent"),
+            _ => ForwardFault::MaybeSent(UpstreamFault::Abandoned),
+        }),
+    };
+    let took = started.elapsed();
+    gate.metrics.upstream(message.plan.label, took);
+    let facts = &message.facts;
+    let _ = facts.upstream_took.set(took);
+    if let Ok(answer) = &result {
+        let _ = facts.upstream_status.set(answer.status.as_u16());
+    }
+    result
+}
+
+async fn forward(
+    gate: &Gate,
+    message: &Message,
+    identity: Option<&Identity>,
+    sending: Sending,
+) -> Result<BackendAnswer, ForwardFault> {
+    let request = clean_request(message, identity, sending.attempt)
+        .map_err(|_| ForwardFault::NotSent("not_sent"))?;
+    let mut stack = gate.stacks[message.plan.route.upstream].clone();
+    let ready = tokio::time::timeout_at(sending.deadlines.send_by, stack.ready()).await;
+    let stack = ready.map_err(|_| ForwardFault::NotSent(OVERLOADED))??;
+    let outgoing = Outgoing {
+        request,
+        kind: connection_kind(message),
+        answer_limit: message.plan.route.answer_limit,
+        send_by: sending.deadlines.send_by,
+        settle_by: sending.deadlines.settle_by,
+        fence: sending.fence.map(|fence| (Arc::clone(&gate.common.ledger), fence)),
+        running: sending.running,
+    };
+    stack.call(outgoing).await
+}
+
+/// The in-flight cap gave no permit while Tiki waited.
+const OVERLOADED: &str = "overloaded";
+
+/// A kept connection that the backend closes at the wrong moment can't be told from a lost answer,
+/// so calls that must not be repeated on a guess get a fresh one.
+fn connection_kind(message: &Message) -> ConnectionKind {
+    let rule = message.plan.route.idempotency.as_ref();
+    match rule.map(|rule| rule.on_unknown) {
+        Some(OnUnknown::Hold) => ConnectionKind::Fresh,
+        Some(OnUnknown::Resend) | None => ConnectionKind::Pooled,
+    }
+}
+
+/// What an attempt came to, for the ledger and for the caller.
+struct Understood {
+    settlement: Settlement,
+    answer: Result<Answer, Refusal>,
+}
+
+fn understand(
+    message: &Message,
+    sent: Result<BackendAnswer, ForwardFault>,
+    attempt: u32,
+) -> Understood {
+    match sent {
+        Ok(answer) => understand_answer(message, &answer, attempt),
+        Err(fault) => understand_fault(fault),
+    }
+}
+
+fn understand_answer(message: &Message, answer: &BackendAnswer, attempt: u32) -> Understood {
+    let route = &message.plan.route;
+    let class = outcome::classify(&route.outcome, answer);
+    let cause = Cause::Borrowed(class.cause());
+    let with_facts = |kept: KeptAnswer| Answer {
+        kept,
+        replayed: false,
+        attempt: Some(attempt),
+    };
+    let settlement = match class {
+        Class::Success | Class::Declined => {
+            let kept = outcome::final_answer(route, class, answer);
+            let answer = Ok(with_facts(kept.clone()));
+            return Understood { settlement: Settlement::Done(kept, cause), answer };
+        }
+        Class::NotApplied => Settlement::Released(cause),
+        Class::CantSay => Settlement::Unknown(cause),
+    };
+    let answer = outcome::passing_answer(class, answer).map(with_facts);
+    Understood { settlement, answer }
+}
+
+fn understand_fault(fault: ForwardFault) -> Understood {
+    let (settlement, refusal) = match fault {
+        ForwardFault::NotSent(OVERLOADED) => (
+            Settlement::Released(Cause::Borrowed(OVERLOADED)),
+            Refusal::Overloaded(Overload::Upstream),
+        ),
+        ForwardFault::NotSent(word) => (
+            Settlement::Released(Cause::Borrowed(word)),
+            Refusal::UpstreamUnreachable(word),
+        ),
+        ForwardFault::Fenced => (
+            Settlement::Released(Cause::Borrowed("fenced")),
+            Refusal::LedgerUnavailable(LedgerFault::Fenced),
+        ),
+        ForwardFault::Ledger(error) => (
+            Settlement::Released(Cause::Borrowed("ledger_unavailable")),
+            ledger_refusal(&error),
+        ),
+        ForwardFault::TimedOut => (
+            Settlement::Unknown(Cause::Borrowed("upstream_timeout")),
+            Refusal::UpstreamTimeout,
+        ),
+        ForwardFault::MaybeSent(fault) => (
+            Settlement::Unknown(Cause::Borrowed(fault.as_str())),
+            Refusal::UpstreamFailed(fault),
+        ),
+    };
+    Understood { settlement, answer: Err(refusal) }
+}
+
+/// Records what became of the attempt. An owner that holds an answer which its store can't take
+/// keeps trying: the answer is all that stands between the refund and a second one. Until it is
+/// recorded nobody is answered with it.
+async fn record(
+    gate: &Gate,
+    facts: &Facts,
+    fence: Fence,
+    settlement: Settlement,
+) -> Result<(), Refusal> {
+    let mut pause = RECORD_PAUSE;
+    loop {
+        let error = match gate.common.ledger.settle(fence, settlement.clone()).await {
+            Ok(settled) => {
+                log_settled(facts, fence, &settled);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        tracing::error!(
+            tikigate.record = %fence.record, tikigate.request_id = %facts.request_id, %error,
+            "an answer can't be recorded, trying again"
+        );
+        if gate.common.abort.is_cancelled() {
+            return Err(Refusal::LedgerUnavailable(LedgerFault::Unrecorded));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = gate.common.abort.cancelled() => {}
+        }
+        pause = (pause * 2).min(RECORD_PAUSE_MAX);
+    }
+}
+
+fn log_settled(facts: &Facts, fence: Fence, settled: &Settled) {
+    match settled {
+        Settled::Recorded(crate::ledger::State::Unknown) => tracing::warn!(
+            tikigate.record = %fence.record, tikigate.request_id = %facts.request_id,
+            tikigate.attempt = fence.attempt,
+            "outcome unknown: held until somebody says what happened (tikigate ledger resolve)"
+        ),
+        Settled::Recorded(_) => {}
+        Settled::Superseded(state) => tracing::warn!(
+            tikigate.record = %fence.record, tikigate.request_id = %facts.request_id,
+            tikigate.attempt = fence.attempt, tikigate.state = state.as_str(),
+            "an answer came after the record had moved on"
+        ),
+        Settled::Alarm => tracing::error!(
+            tikigate.record = %fence.record, tikigate.request_id = %facts.request_id,
+            tikigate.attempt = fence.attempt,
+            "a success came in for an attempt that was declared not applied and sent again since: \
+             check with the backend whether money moved twice"
+        ),
+    }
+}
+
+/// The caller was answered long ago; the log says what became of its call.
+fn log_late(facts: &Facts, verdict: &Verdict) {
+    let outcome = match verdict {
+        Verdict::Shared(Ok(answer)) => answer.kept.status.as_str().to_owned(),
+        Verdict::Shared(Err(refusal)) | Verdict::Own(refusal) => refusal.code().to_owned(),
+    };
+    tracing::info!(
+        tikigate.request_id = %facts.request_id, tikigate.outcome = outcome,
+        "a call settled after its caller was answered"
+    );
+}
+
+/// Records an attempt as unknown when its task ends without having said what became of it: a panic
+/// on the way must not leave a claim that nobody owns.
+struct ClaimGuard {
+    gate: Arc<Gate>,
+    fence: Fence,
+    armed: bool,
+}
+
+impl ClaimGuard {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for ClaimGuard {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        let (gate, fence) = (Arc::clone(&self.gate), self.fence);
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        self.gate.common.tasks.spawn_on(
+            async move {
+                let lost = Settlement::Unknown(Cause::Borrowed("task_lost"));
+                if let Err(error) = gate.common.ledger.settle(fence, lost).await {
+                    tracing::error!(tikigate.record = %fence.record, %error, "a lost attempt can't be recorded");
+                }
+            },
+            &runtime,
+        );
+    }
+}

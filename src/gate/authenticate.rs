@@ -1,0 +1,282 @@
+//! Step 2: one set of signature headers, a known client, and a body that one of its secrets signed.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue};
+use http_body::Body;
+use http_body_util::BodyExt;
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use crate::config::{Client, ClientSecret, Settings};
+use crate::metrics;
+use crate::tiki::{Family, Mac, SignatureHeaders, Timestamp, Verifier, age_seconds, read_headers};
+
+use super::call::Facts;
+use super::limits::ClientLimit;
+use super::refusal::{AuthFault, BodyFault, Refusal, RequestFault};
+use super::route::{RoutePlan, Routed};
+
+/// A call that a known client signed, with its whole body. Whether its time is right is not known yet.
+#[derive(Debug)]
+pub struct Authentic {
+    pub(super) message: Message,
+}
+
+impl Authentic {
+    /// How old the call's timestamp is at `now`, in seconds; negative when it lies ahead.
+    pub fn age_seconds(&self, now: SystemTime) -> f64 {
+        age_seconds(self.message.timestamp, now)
+    }
+}
+
+/// What was signed, by whom, and what came with it. Made here alone.
+#[derive(Debug)]
+pub struct Message {
+    pub(super) facts: Arc<Facts>,
+    pub(super) plan: Arc<RoutePlan>,
+    pub(super) client: Arc<ClientPlan>,
+    /// The head; nothing in it but the signature's headers is signed.
+    pub(super) head: Parts,
+    pub(super) body: Bytes,
+    pub(super) family: Family,
+    pub(super) timestamp: Timestamp,
+    pub(super) mac: Mac,
+    _seal: Seal,
+}
+
+#[derive(Debug)]
+struct Seal;
+
+impl Message {
+    /// When Tiki must have its answer.
+    pub(super) fn answer_by(&self) -> Instant {
+        answer_by(&self.facts, &self.plan)
+    }
+}
+
+/// A client with all that can be prepared for it.
+pub struct ClientPlan {
+    /// As configured.
+    pub client: Arc<Client>,
+    /// Its place among the clients.
+    pub index: usize,
+    /// Its id, shared with the ledger's keys.
+    pub id: Arc<str>,
+    /// Its id as a header's value.
+    pub id_value: HeaderValue,
+    /// Its partner code as a header's value.
+    pub partner_code: Option<HeaderValue>,
+    /// Its rate limit.
+    pub(super) limit: ClientLimit,
+    /// The metrics' slot of its first secret; the others follow.
+    first_slot: usize,
+}
+
+impl std::fmt::Debug for ClientPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientPlan").field("client", &self.client.name).finish_non_exhaustive()
+    }
+}
+
+/// All clients, found by their id, and what holds for all.
+#[derive(Debug)]
+pub struct Clients {
+    by_id: HashMap<Box<str>, Arc<ClientPlan>>,
+    families: Vec<Family>,
+    body_timeout: Duration,
+    clock: Clock,
+}
+
+impl Clients {
+    /// The settings' clients.
+    ///
+    /// # Errors
+    /// The name of a client whose id can't be a header's value, which `check` refuses before.
+    pub fn new(settings: &Settings, clock: &Clock) -> Result<Self, String> {
+        let mut by_id = HashMap::new();
+        let mut first_slot = 0;
+        for (index, client) in settings.clients.iter().enumerate() {
+            let value = |text: &str| {
+                HeaderValue::from_str(text)
+                    .map_err(|_| format!("client {}: not a header's value", client.name))
+            };
+            let plan = ClientPlan {
+                index,
+                id: Arc::from(client.id.as_str()),
+                id_value: value(&client.id)?,
+                partner_code: client.partner_code.as_deref().map(value).transpose()?,
+                limit: ClientLimit::new(client.rate, clock.clone()),
+                first_slot,
+                client: Arc::clone(client),
+            };
+            first_slot += client.secrets.len();
+            by_id.insert(client.id.as_str().into(), Arc::new(plan));
+        }
+        Ok(Self {
+            by_id,
+            families: settings.signature.families.clone(),
+            body_timeout: settings.server.body_timeout,
+            clock: clock.clone(),
+        })
+    }
+
+    /// Client and secret names in the order of the metrics' slots.
+    pub fn secret_labels(settings: &Settings) -> Vec<(String, String)> {
+        let of = |client: &Arc<Client>| {
+            let name = client.name.clone();
+            let secrets = client.secrets.iter();
+            secrets.map(|secret| (name.clone(), secret.name.clone())).collect::<Vec<_>>()
+        };
+        settings.clients.iter().flat_map(of).collect()
+    }
+}
+
+/// Checks who signed the call, and reads its body while it checks.
+///
+/// The signature's headers and the declared length are judged before the body is asked for, so
+/// that a caller who waits for `100 Continue` is refused without sending it.
+///
+/// # Errors
+/// [`Refusal::Unauthenticated`] for every fault of the signature; [`Refusal::UnsupportedEncoding`],
+/// [`Refusal::BodyTooLarge`], [`Refusal::BodyTimeout`], [`Refusal::MalformedRequest`].
+pub async fn authenticate<B>(
+    clients: &Clients,
+    metrics: &metrics::Worker,
+    routed: Routed<B>,
+) -> Result<Authentic, Refusal>
+where
+    B: Body<Data = Bytes>,
+{
+    let Routed { call, plan, .. } = routed;
+    let (head, body) = call.arrived.request.into_parts();
+    let signature = read_headers(&head.headers, &clients.families)
+        .map_err(|fault| Refusal::Unauthenticated(fault.into()))?;
+    let client = clients
+        .by_id
+        .get(signature.client_id)
+        .ok_or(Refusal::Unauthenticated(AuthFault::UnknownClient))?;
+    if !plan.route.clients.contains(&client.index) {
+        return Err(Refusal::Unauthenticated(AuthFault::ClientNotAllowed));
+    }
+    check_encoding(&head.headers)?;
+
+    let secrets = accepted_secrets(client, clients.clock.now());
+    let keys = secrets.iter().map(|(_, secret)| &secret.key);
+    let mut verifier = Verifier::new(keys, signature.timestamp, signature.client_id);
+    let body = if plan.is_safe() {
+        refuse_body(&body)?;
+        verify_path(&mut verifier, &head, &plan);
+        Bytes::new()
+    } else {
+        let deadline = (Instant::now() + clients.body_timeout).min(answer_by(&call.facts, &plan));
+        let reading = read_body(&head.headers, body, plan.route.body_limit, &mut verifier);
+        tokio::time::timeout_at(deadline, reading)
+            .await
+            .unwrap_or(Err(Refusal::BodyTimeout(BodyFault::TooSlow)))?
+    };
+    let _ = call.facts.body_size.set(body.len());
+
+    let SignatureHeaders { family, timestamp, mac, .. } = signature;
+    let matched = verifier
+        .finish(&mac)
+        .ok_or(Refusal::Unauthenticated(AuthFault::BadSignature))?;
+    metrics.signature_match(client.first_slot + secrets[matched].0);
+    let _ = call.facts.client.set(Arc::clone(&client.client));
+    let client = Arc::clone(client);
+    Ok(Authentic {
+        message: Message { facts: call.facts, plan, client, head, body, family, timestamp, mac, _seal: Seal },
+    })
+}
+
+fn answer_by(facts: &Facts, plan: &RoutePlan) -> Instant {
+    Instant::from_std(facts.first_byte) + plan.upstream.answer_within
+}
+
+/// The client's secrets that still count, with their places among all of its secrets.
+fn accepted_secrets(
+    client: &ClientPlan,
+    now: SystemTime,
+) -> SmallVec<[(usize, &ClientSecret); 2]> {
+    let secrets = client.client.secrets.iter().enumerate();
+    secrets
+        .filter(|(_, secret)| secret.not_after.is_none_or(|end| now < end))
+        .collect()
+}
+
+/// Whether an encoded body was signed before or after encoding is not said anywhere: none is taken.
+fn check_encoding(headers: &HeaderMap) -> Result<(), Refusal> {
+    let identity = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if headers.get_all(CONTENT_ENCODING).iter().all(identity) {
+        return Ok(());
+    }
+    Err(Refusal::UnsupportedEncoding)
+}
+
+fn refuse_body<B: Body>(body: &B) -> Result<(), Refusal> {
+    if body.is_end_stream() {
+        return Ok(());
+    }
+    Err(Refusal::MalformedRequest(RequestFault::UnexpectedBody))
+}
+
+/// Feeds the path and query as Tiki signed them: those on the wire, with the route's own prefix
+/// taken off and another put in front.
+fn verify_path(verifier: &mut Verifier, head: &Parts, plan: &RoutePlan) {
+    let on_wire = head.uri.path_and_query().map_or("/", |target| target.as_str());
+    let rule = &plan.route.signed_path;
+    let rest = on_wire.strip_prefix(rule.strip.as_str()).unwrap_or(on_wire);
+    verifier.update(rule.add.as_bytes());
+    verifier.update(rest.as_bytes());
+}
+
+/// Reads the body under its limit and feeds the verifier as it arrives. A body that came in one
+/// piece is not copied. Trailers are thrown away: a signature could be repeated in them.
+async fn read_body<B>(
+    headers: &HeaderMap,
+    body: B,
+    limit: usize,
+    verifier: &mut Verifier,
+) -> Result<Bytes, Refusal>
+where
+    B: Body<Data = Bytes>,
+{
+    let declared = declared_length(headers);
+    if declared.is_some_and(|length| length > limit as u64) {
+        return Err(Refusal::BodyTooLarge);
+    }
+    let mut body = pin!(body);
+    let mut first = Bytes::new();
+    let mut rest = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Refusal::BodyTimeout(BodyFault::BrokenOff))?;
+        let Ok(data) = frame.into_data() else { continue };
+        let so_far = if rest.is_empty() { first.len() } else { rest.len() };
+        if data.len() > limit - so_far {
+            return Err(Refusal::BodyTooLarge);
+        }
+        verifier.update(&data);
+        if so_far == 0 {
+            first = data;
+            continue;
+        }
+        if rest.is_empty() {
+            rest.reserve(declared.unwrap_or(0) as usize);
+            rest.extend_from_slice(&first);
+        }
+        rest.extend_from_slice(&data);
+    }
+    Ok(if rest.is_empty() { first } else { rest.freeze() })
+}
+
+/// The length that the head declares; the route step made sure that there is at most one.
+fn declared_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}

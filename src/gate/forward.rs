@@ -1,0 +1,268 @@
+//! Towards the backend: a clean request over the tower stack `in-flight cap · backend`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tower::limit::{ConcurrencyLimit, GlobalConcurrencyLimitLayer};
+use tower::{Layer, Service};
+
+use crate::client::{BackendAnswer, ConnectionKind, Reserved, SendFault, SendFaultKind, Sent, Upstream};
+use crate::ledger::{Fence, Ledger, LedgerError, PermitError};
+use crate::tiki::PayloadKind;
+
+use super::authenticate::Message;
+use super::refusal::UpstreamFault;
+use super::running::Running;
+use super::validate::Identity;
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const ATTEMPT: HeaderName = HeaderName::from_static("x-tikigate-attempt");
+const CLIENT_ID: HeaderName = HeaderName::from_static("x-tikigate-client-id");
+const PARTNER_CODE: HeaderName = HeaderName::from_static("x-tikigate-partner-code");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Connections that are tried for one call: a kept one that turned out to be closed before a byte
+/// was written to it, and another.
+const CONNECTIONS: usize = 3;
+
+/// One call to the backend.
+pub(super) struct Outgoing {
+    /// What is sent.
+    pub(super) request: Request<Bytes>,
+    /// On which connection.
+    pub(super) kind: ConnectionKind,
+    /// Bytes of the answer that are kept.
+    pub(super) answer_limit: usize,
+    /// Nothing is sent after this.
+    pub(super) send_by: Instant,
+    /// The answer is waited for until then.
+    pub(super) settle_by: Instant,
+    /// The claim that is checked just before the first byte.
+    pub(super) fence: Option<(Arc<dyn Ledger>, Fence)>,
+    /// Told when a byte may have gone out.
+    pub(super) running: Option<Arc<Running>>,
+}
+
+/// Why a call to the backend brought no whole answer.
+#[derive(Debug)]
+pub(super) enum ForwardFault {
+    /// Certain that nothing was sent, and why.
+    NotSent(&'static str),
+    /// The claim no longer held; nothing was sent.
+    Fenced,
+    /// The ledger could not say whether the claim holds; nothing was sent.
+    Ledger(LedgerError),
+    /// It may have been sent; no whole answer by the deadline.
+    TimedOut,
+    /// It may have been sent.
+    MaybeSent(UpstreamFault),
+}
+
+/// A backend behind its in-flight cap. The permit is held until the call has settled, though Tiki
+/// may have been answered long before.
+pub(super) type Stack = ConcurrencyLimit<Backend>;
+
+/// A stack over one worker's connections; `permits` are shared by all workers.
+pub(super) fn stack(upstream: Upstream, permits: Arc<Semaphore>) -> Stack {
+    GlobalConcurrencyLimitLayer::with_semaphore(permits).layer(Backend { upstream })
+}
+
+/// The innermost service: connects, checks the claim, sends.
+#[derive(Clone)]
+pub(super) struct Backend {
+    upstream: Upstream,
+}
+
+impl Service<Outgoing> for Backend {
+    type Response = BackendAnswer;
+    type Error = ForwardFault;
+    type Future = Pin<Box<dyn Future<Output = Result<BackendAnswer, ForwardFault>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ForwardFault>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, outgoing: Outgoing) -> Self::Future {
+        Box::pin(send(self.upstream.clone(), outgoing))
+    }
+}
+
+async fn send(upstream: Upstream, outgoing: Outgoing) -> Result<BackendAnswer, ForwardFault> {
+    let mut last = "not_sent";
+    for _ in 0..CONNECTIONS {
+        let reserved = upstream
+            .reserve(outgoing.kind, outgoing.send_by)
+            .await
+            .map_err(|fault| ForwardFault::NotSent(fault.kind.as_str()))?;
+        match send_on(reserved, &outgoing).await? {
+            Ok(answer) => return Ok(answer),
+            Err(fault) if fault.sent == Sent::Nothing => last = "not_sent",
+            Err(fault) => return Err(maybe_sent(fault.kind)),
+        }
+        if outgoing.kind == ConnectionKind::Fresh {
+            break;
+        }
+    }
+    Err(ForwardFault::NotSent(last))
+}
+
+/// Checks the claim, then sends: between the two nothing waits.
+async fn send_on(
+    reserved: Reserved,
+    outgoing: &Outgoing,
+) -> Result<Result<BackendAnswer, SendFault>, ForwardFault> {
+    if let Some((ledger, fence)) = &outgoing.fence {
+        let permit = ledger.permit(*fence).await.map_err(|error| match error {
+            PermitError::Fenced => ForwardFault::Fenced,
+            PermitError::Ledger(error) => ForwardFault::Ledger(error),
+        })?;
+        if std::time::Instant::now() >= permit.valid_until {
+            return Err(ForwardFault::NotSent("not_sent"));
+        }
+    }
+    if Instant::now() >= outgoing.send_by {
+        return Err(ForwardFault::NotSent("not_sent"));
+    }
+    if let Some(running) = &outgoing.running {
+        running.note_sending();
+    }
+    let request = outgoing.request.clone();
+    Ok(reserved.send(request, outgoing.settle_by, outgoing.answer_limit).await)
+}
+
+fn maybe_sent(kind: SendFaultKind) -> ForwardFault {
+    ForwardFault::MaybeSent(match kind {
+        SendFaultKind::Timeout => return ForwardFault::TimedOut,
+        SendFaultKind::Reset => UpstreamFault::Reset,
+        SendFaultKind::Closed => UpstreamFault::Closed,
+        SendFaultKind::Incomplete => UpstreamFault::Incomplete,
+        SendFaultKind::Protocol => UpstreamFault::Protocol,
+    })
+}
+
+/// The request that the backend gets: the gate's own head and the caller's bytes.
+///
+/// Of the caller's head come along: `Accept`, a well-formed trace context, what the route lists in
+/// `forward_headers`, on `any` routes the `Content-Type`, and on GET the query.
+pub(super) fn clean_request(
+    message: &Message,
+    identity: Option<&Identity>,
+    attempt: u32,
+) -> Result<Request<Bytes>, http::Error> {
+    let plan = &message.plan;
+    let mut request = Request::new(message.body.clone());
+    *request.method_mut() = plan.route.method.clone();
+    *request.uri_mut() = target(message)?;
+    *request.headers_mut() = clean_headers(message, identity, attempt)?;
+    Ok(request)
+}
+
+/// The backend's path; a caller's query (signed on GET routes, refused on others) is put behind it.
+fn target(message: &Message) -> Result<Uri, http::Error> {
+    let fixed = &message.plan.target;
+    let Some(query) = message.head.uri.query().filter(|_| message.plan.is_safe()) else {
+        return Ok(Uri::from(fixed.clone()));
+    };
+    let joint = if fixed.query().is_some() { '&' } else { '?' };
+    let whole = PathAndQuery::try_from(format!("{fixed}{joint}{query}"))?;
+    Ok(Uri::from(whole))
+}
+
+fn clean_headers(
+    message: &Message,
+    identity: Option<&Identity>,
+    attempt: u32,
+) -> Result<HeaderMap, http::Error> {
+    let plan = &message.plan;
+    let facts = &message.facts;
+    let from_caller = &message.head.headers;
+    let mut headers = HeaderMap::with_capacity(24);
+    headers.insert(HOST, plan.upstream.host.clone());
+    if !plan.is_safe() {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(message.body.len()));
+    }
+    if plan.route.payload == PayloadKind::Any {
+        copy(from_caller, &mut headers, &CONTENT_TYPE);
+    } else {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    copy(from_caller, &mut headers, &ACCEPT);
+    for name in &plan.route.forward_headers {
+        copy(from_caller, &mut headers, name);
+    }
+    if let Some(trace) = &facts.trace {
+        headers.insert(TRACEPARENT, HeaderValue::from_bytes(trace.as_bytes())?);
+        copy(from_caller, &mut headers, &TRACESTATE);
+    }
+    if !plan.route.strip_signature {
+        let family = message.family;
+        for name in [family.timestamp_header(), family.client_id_header(), family.signature_header()] {
+            copy(from_caller, &mut headers, name);
+        }
+    }
+    if let Some(identity) = identity {
+        headers.insert(IDEMPOTENCY_KEY, key_value(&identity.key.message)?);
+    }
+    headers.insert(ATTEMPT, HeaderValue::from(attempt));
+    headers.insert(CLIENT_ID, message.client.id_value.clone());
+    if let Some(partner_code) = &message.client.partner_code {
+        headers.insert(PARTNER_CODE, partner_code.clone());
+    }
+    headers.insert(REQUEST_ID, HeaderValue::try_from(facts.request_id.to_string())?);
+    headers.insert(FORWARDED_FOR, HeaderValue::try_from(facts.address.to_string())?);
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    for (name, secret) in &plan.upstream.set_headers {
+        let mut value = HeaderValue::from_bytes(secret.expose())?;
+        value.set_sensitive(true);
+        headers.insert(name, value);
+    }
+    Ok(headers)
+}
+
+fn copy(from: &HeaderMap, to: &mut HeaderMap, name: &HeaderName) {
+    for value in from.get_all(name) {
+        to.append(name, value.clone());
+    }
+}
+
+/// A key as a header's value: visible ASCII as it is, the rest and `%` percent-encoded, so that no
+/// backend trims or misreads it.
+fn key_value(key: &str) -> Result<HeaderValue, http::Error> {
+    if key.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'%') {
+        return Ok(HeaderValue::try_from(key)?);
+    }
+    let mut encoded = String::with_capacity(key.len() * 3);
+    for byte in key.bytes() {
+        if byte.is_ascii_graphic() && byte != b'%' {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    Ok(HeaderValue::try_from(encoded)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_survives_as_a_header() {
+        let value = |key: &str| key_value(key).unwrap().to_str().unwrap().to_owned();
+        assert_eq!(value("r-1|x"), "r-1|x");
+        assert_eq!(value(" r 1"), "%20r%201");
+        assert_eq!(value("100%"), "100%25");
+        assert_eq!(value("hoàn"), "ho%C3%A0n");
+    }
+}

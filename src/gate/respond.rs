@@ -1,0 +1,138 @@
+//! The layer that turns answers and refusals into HTTP: the only place where a response is made.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http_body::Body;
+use http_body_util::Full;
+use pin_project_lite::pin_project;
+use tower::{Layer, Service};
+
+use crate::tiki;
+
+use super::answer::Answer;
+use super::call::{Call, Facts};
+use super::refusal::Refusal;
+
+const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+/// Makes [`Respond`] services.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RespondLayer {
+    /// The status of unauthenticated calls.
+    pub(super) refuse_with: StatusCode,
+}
+
+/// Answers every call: nothing gets past it as an error.
+#[derive(Clone, Debug)]
+pub(super) struct Respond<S> {
+    inner: S,
+    refuse_with: StatusCode,
+}
+
+impl<S> Layer<S> for RespondLayer {
+    type Service = Respond<S>;
+
+    fn layer(&self, inner: S) -> Respond<S> {
+        Respond { inner, refuse_with: self.refuse_with }
+    }
+}
+
+impl<S, B> Service<Call<B>> for Respond<S>
+where
+    S: Service<Call<B>, Response = Answer, Error = Refusal>,
+    B: Body,
+{
+    type Response = Response<Full<Bytes>>;
+    type Error = std::convert::Infallible;
+    type Future = Responding<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        // The gate refuses instead of waiting: readiness is always there.
+        let _ = self.inner.poll_ready(cx);
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call<B>) -> Self::Future {
+        Responding {
+            facts: Arc::clone(&call.facts),
+            refuse_with: self.refuse_with,
+            has_body: !call.arrived.request.body().is_end_stream(),
+            inner: self.inner.call(call),
+        }
+    }
+}
+
+pin_project! {
+    /// The answer of [`Respond`].
+    pub(super) struct Responding<F> {
+        facts: Arc<Facts>,
+        refuse_with: StatusCode,
+        has_body: bool,
+        #[pin]
+        inner: F,
+    }
+}
+
+impl<F> Future for Responding<F>
+where
+    F: Future<Output = Result<Answer, Refusal>>,
+{
+    type Output = Result<Response<Full<Bytes>>, std::convert::Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        Poll::Ready(Ok(match ready!(this.inner.poll(cx)) {
+            Ok(answer) => answered(this.facts, answer),
+            Err(refusal) => {
+                let body_unread = *this.has_body && this.facts.body_size.get().is_none();
+                let response = refused(&refusal, *this.refuse_with, body_unread);
+                let _ = this.facts.refusal.set(refusal);
+                response
+            }
+        }))
+    }
+}
+
+fn answered(facts: &Facts, answer: Answer) -> Response<Full<Bytes>> {
+    if let Some(attempt) = answer.attempt {
+        let _ = facts.attempt.set(attempt);
+    }
+    let mut response = Response::new(Full::new(answer.kept.body));
+    *response.status_mut() = answer.kept.status;
+    for (name, value) in answer.kept.headers {
+        response.headers_mut().append(name, value);
+    }
+    if answer.replayed {
+        let _ = facts.replayed.set(());
+        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+    }
+    response
+}
+
+/// The platform's envelope. A connection whose next bytes may be the rest of an unread body is closed.
+fn refused(refusal: &Refusal, refuse_with: StatusCode, body_unread: bool) -> Response<Full<Bytes>> {
+    let body = tiki::error_body(refusal.code(), &refusal.message());
+    let status = refusal.status(refuse_with);
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(seconds) = refusal.retry_after(status) {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if let Refusal::MethodNotAllowed(methods) = refusal
+        && let Ok(methods) = HeaderValue::from_str(methods)
+    {
+        headers.insert(ALLOW, methods);
+    }
+    if body_unread || refusal.closes_connection() {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}

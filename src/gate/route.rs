@@ -1,0 +1,216 @@
+//! Step 1: the request's head is one that may be passed on, and its path and method are a route's.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Version};
+
+use crate::config::{Route, Settings, Upstream};
+use crate::metrics::RouteLabel;
+
+use super::call::Call;
+use super::refusal::{Refusal, RequestFault};
+use super::signatures;
+
+/// A request whose head is clean and whose path and method are a route's.
+#[derive(Debug)]
+pub struct Routed<B> {
+    pub(super) call: Call<B>,
+    pub(super) plan: Arc<RoutePlan>,
+    _seal: Seal,
+}
+
+#[derive(Debug)]
+struct Seal;
+
+/// A route with all that can be prepared for it.
+#[derive(Debug)]
+pub struct RoutePlan {
+    /// As configured.
+    pub route: Arc<Route>,
+    /// Its place among the routes.
+    pub index: usize,
+    /// Its label in the metrics.
+    pub label: RouteLabel,
+    /// The backend it forwards to.
+    pub upstream: Arc<Upstream>,
+    /// The path that the backend gets.
+    pub target: PathAndQuery,
+    /// The ledger's namespace; empty without idempotency.
+    pub namespace: Arc<str>,
+    /// The route's name, shared with the ledger's records.
+    pub name: Arc<str>,
+    /// How long an accepted signature could be accepted somewhere.
+    pub signature_lifetime: Duration,
+}
+
+impl RoutePlan {
+    /// Whether a call may be sent any number of times: GET changes nothing.
+    pub fn is_safe(&self) -> bool {
+        self.route.method == Method::GET
+    }
+}
+
+/// All routes, found by their exact path.
+#[derive(Debug)]
+pub struct RouteTable {
+    by_path: HashMap<Box<str>, Vec<Arc<RoutePlan>>>,
+}
+
+impl RouteTable {
+    /// The settings' routes.
+    ///
+    /// # Errors
+    /// The name of a route whose backend path is no URI path, which `check` refuses before.
+    pub fn new(settings: &Settings) -> Result<Self, String> {
+        let mut by_path: HashMap<Box<str>, Vec<Arc<RoutePlan>>> = HashMap::new();
+        for (index, route) in settings.routes.iter().enumerate() {
+            let target = PathAndQuery::try_from(route.upstream_path.as_str())
+                .map_err(|error| format!("route {}: upstream_path: {error}", route.name))?;
+            let namespace = route.idempotency.as_ref().map_or("", |rule| &rule.namespace);
+            let plan = RoutePlan {
+                index,
+                label: RouteLabel::new(index),
+                upstream: Arc::clone(&settings.upstreams[route.upstream]),
+                target,
+                namespace: Arc::from(namespace),
+                name: Arc::from(route.name.as_str()),
+                signature_lifetime: signature_lifetime(route, &settings.routes),
+                route: Arc::clone(route),
+            };
+            by_path
+                .entry(route.path.as_str().into())
+                .or_default()
+                .push(Arc::new(plan));
+        }
+        Ok(Self { by_path })
+    }
+}
+
+/// The longest time for which any route would still accept a signature that `route` accepts now.
+fn signature_lifetime(route: &Route, all: &[Arc<Route>]) -> Duration {
+    let window = |route: &Route| {
+        let longest = route.windows.iter().map(|window| window.max_age + window.max_ahead);
+        longest.max().unwrap_or_default()
+    };
+    let elsewhere = all
+        .iter()
+        .filter(|other| other.name != route.name)
+        .filter(|other| other.clients.iter().any(|client| route.clients.contains(client)))
+        .map(|other| {
+            let resend_age = other.idempotency.as_ref().map_or(Duration::ZERO, |rule| rule.resend_age);
+            window(other).max(resend_age)
+        })
+        .max()
+        .unwrap_or_default();
+    window(route).max(elsewhere).min(signatures::RESEND_HORIZON)
+}
+
+/// Checks the head and finds the route. Nothing but an exact match is forwarded.
+///
+/// # Errors
+/// [`Refusal::MalformedRequest`], [`Refusal::NotFound`], [`Refusal::MethodNotAllowed`].
+pub fn route<B>(table: &RouteTable, call: Call<B>) -> Result<Routed<B>, Refusal> {
+    let request = &call.arrived.request;
+    check_head(request)?;
+    let plans = table.by_path.get(request.uri().path()).ok_or(Refusal::NotFound)?;
+    let plan = plans
+        .iter()
+        .find(|plan| plan.route.method == *request.method())
+        .ok_or_else(|| Refusal::MethodNotAllowed(allowed(plans)))?;
+    // Tiki signs a body without the path: a query on such a route would come in unsigned.
+    if !plan.is_safe() && request.uri().query().is_some() {
+        return Err(Refusal::NotFound);
+    }
+    let plan = Arc::clone(plan);
+    let _ = call.facts.route.set(Arc::clone(&plan));
+    Ok(Routed { call, plan, _seal: Seal })
+}
+
+fn allowed(plans: &[Arc<RoutePlan>]) -> String {
+    let methods: Vec<&str> = plans.iter().map(|plan| plan.route.method.as_str()).collect();
+    methods.join(", ")
+}
+
+/// What the HTTP library lets through and a proxy must not: RFC 9112, sections 3.2 and 6.
+fn check_head<B>(request: &http::Request<B>) -> Result<(), Refusal> {
+    let fault = |fault| Err(Refusal::MalformedRequest(fault));
+    if !matches!(request.version(), Version::HTTP_11 | Version::HTTP_10) {
+        return fault(RequestFault::Protocol);
+    }
+    if request.uri().authority().is_some() || !request.uri().path().starts_with('/') {
+        return fault(RequestFault::Target);
+    }
+    let headers = request.headers();
+    if count(headers, &HOST) != 1 {
+        return fault(RequestFault::Host);
+    }
+    if headers.contains_key(UPGRADE) {
+        return fault(RequestFault::Protocol);
+    }
+    if !framing_is_plain(headers) {
+        return fault(RequestFault::Framing);
+    }
+    Ok(())
+}
+
+fn count(headers: &HeaderMap, name: &http::HeaderName) -> usize {
+    headers.get_all(name).iter().count()
+}
+
+/// One exact `chunked`, or one plain decimal length, or neither.
+fn framing_is_plain(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    match (codings.next(), lengths.next()) {
+        (None, None) => true,
+        (Some(coding), None) => {
+            coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none()
+        }
+        (None, Some(length)) => is_plain_length(length) && lengths.next().is_none(),
+        (Some(_), Some(_)) => false,
+    }
+}
+
+fn is_plain_length(length: &HeaderValue) -> bool {
+    let digits = length.as_bytes();
+    let padded = digits.len() > 1 && digits[0] == b'0';
+    !digits.is_empty() && !padded && digits.iter().all(u8::is_ascii_digit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain(lines: &[(http::HeaderName, &str)]) -> bool {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(name, HeaderValue::from_str(value).unwrap());
+        }
+        framing_is_plain(&headers)
+    }
+
+    #[test]
+    fn only_plain_framing_passes() {
+        assert!(plain(&[]));
+        assert!(plain(&[(CONTENT_LENGTH, "0")]));
+        assert!(plain(&[(CONTENT_LENGTH, "120")]));
+        assert!(plain(&[(TRANSFER_ENCODING, "Chunked")]));
+        for lines in [
+            &[(CONTENT_LENGTH, "012")][..],
+            &[(CONTENT_LENGTH, "+1")],
+            &[(CONTENT_LENGTH, "")],
+            &[(CONTENT_LENGTH, "5"), (CONTENT_LENGTH, "5")],
+            &[(CONTENT_LENGTH, "5, 5")],
+            &[(TRANSFER_ENCODING, "gzip, chunked")],
+            &[(TRANSFER_ENCODING, ",chunked")],
+            &[(TRANSFER_ENCODING, "chunked"), (TRANSFER_ENCODING, "chunked")],
+            &[(TRANSFER_ENCODING, "chunked"), (CONTENT_LENGTH, "5")],
+        ] {
+            assert!(!plain(lines), "{lines:?}");
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! The bounded memory of signatures that were accepted.
+//!
+//! Tiki signs neither method nor path nor route, so a signature that one route accepted must not
+//! count on another, nor twice on a route that has no idempotency key. And a call that arrived in
+//! its time window and was answered 5xx may come again unchanged for two days: its signature is
+//! remembered, so that the late re-send counts.
+//!
+//! An entry lives as long as its signature could be accepted somewhere. When the memory is full of
+//! such entries, further signatures are refused (`overloaded`) rather than older ones forgotten:
+//! forgetting would let a captured call in a second time.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::tiki::Mac;
+
+use super::refusal::{Overload, Refusal, Reuse};
+
+/// Tiki's last re-send comes 43 h 36 min after the first try (PROTOCOL, retries); rounded up.
+pub const RESEND_HORIZON: Duration = Duration::from_secs(44 * 3600);
+
+const SHARDS: usize = 64;
+
+/// The first half of a MAC. It is over timestamp, client and message under the client's secret, so
+/// that half of it names the signature: nobody without the secret can choose it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SignatureKey(u128);
+
+impl From<&Mac> for SignatureKey {
+    fn from(mac: &Mac) -> Self {
+        let mut half = [0; 16];
+        half.copy_from_slice(&mac.as_bytes()[..16]);
+        Self(u128::from_be_bytes(half))
+    }
+}
+
+/// What is remembered of one signature.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    route: u32,
+    /// The backend gave it a final answer.
+    answered: bool,
+    /// It was accepted and answered 5xx, so that Tiki may send it again unchanged.
+    expected_again: bool,
+    /// On the monotonic clock of the gate.
+    expires: Duration,
+}
+
+#[derive(Default)]
+struct Shard {
+    entries: HashMap<SignatureKey, Entry>,
+    /// When to look at which entry; an entry that was extended is looked at again then.
+    expiries: BinaryHeap<Reverse<(Duration, u128)>>,
+}
+
+/// The memory itself, shared by all workers. One short lock of one of its 64 parts per call.
+pub struct Signatures {
+    shards: Vec<Mutex<Shard>>,
+    per_shard: usize,
+}
+
+impl Signatures {
+    /// Remembers at most about `max` signatures at once.
+    pub fn new(max: usize) -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            per_shard: max.div_ceil(SHARDS).max(1),
+        }
+    }
+
+    /// Ties a signature to a route for `lifetime` from `now` (monotonic). Returns whether the
+    /// signature was known already.
+    ///
+    /// # Errors
+    /// [`Refusal::Replayed`] when it belongs to another route or got its final answer here and
+    /// `once` is asked, [`Refusal::Overloaded`] when the memory is full.
+    pub(super) fn bind(
+        &self,
+        key: SignatureKey,
+        route: usize,
+        once: bool,
+        now: Duration,
+        lifetime: Duration,
+    ) -> Result<bool, Refusal> {
+        let mut shard = self.shard(key);
+        shard.forget_expired(now);
+        if let Some(entry) = shard.entries.get(&key) {
+            if entry.route as usize != route {
+                return Err(Refusal::Replayed(Reuse::OtherRoute));
+            }
+            if entry.answered && once {
+                return Err(Refusal::Replayed(Reuse::Answered));
+            }
+            return Ok(true);
+        }
+        if shard.entries.len() >= self.per_shard {
+            return Err(Refusal::Overloaded(Overload::Signatures));
+        }
+        shard.insert(key, route, now + lifetime);
+        Ok(false)
+    }
+
+    /// Whether the signature was accepted on this route in its time and answered 5xx; ties nothing.
+    ///
+    /// # Errors
+    /// As [`Signatures::bind`], but never for want of space.
+    pub(super) fn recall(
+        &self,
+        key: SignatureKey,
+        route: usize,
+        once: bool,
+        now: Duration,
+    ) -> Result<bool, Refusal> {
+        let mut shard = self.shard(key);
+        shard.forget_expired(now);
+        match shard.entries.get(&key) {
+            None => Ok(false),
+            Some(entry) if entry.route as usize != route => {
+                Err(Refusal::Replayed(Reuse::OtherRoute))
+            }
+            Some(entry) if entry.answered && once => Err(Refusal::Replayed(Reuse::Answered)),
+            Some(entry) => Ok(entry.expected_again),
+        }
+    }
+
+    /// Notes that a known signature was answered 5xx, or not at all, and keeps it for as long as
+    /// Tiki may send it again unchanged.
+    pub(super) fn expect_again(&self, key: SignatureKey, now: Duration) {
+        let mut shard = self.shard(key);
+        let expires = now + RESEND_HORIZON;
+        if let Some(entry) = shard.entries.get_mut(&key) {
+            entry.expected_again = true;
+            entry.expires = entry.expires.max(expires);
+        }
+    }
+
+    /// Notes that the backend gave the call its final answer.
+    pub(super) fn answered(&self, key: SignatureKey) {
+        if let Some(entry) = self.shard(key).entries.get_mut(&key) {
+            entry.answered = true;
+        }
+    }
+
+    /// How many are remembered.
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).entries.len()).sum()
+    }
+
+
+    fn shard(&self, key: SignatureKey) -> MutexGuard<'_, Shard> {
+        lock(&self.shards[(key.0 as usize) % SHARDS])
+    }
+}
+
+/// A panic while the lock was held leaves a map whose entries are each whole: go on with it.
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shard {
+    fn insert(&mut self, key: SignatureKey, route: usize, expires: Duration) {
+        let entry = Entry {
+            route: u32::try_from(route).unwrap_or(u32::MAX),
+            answered: false,
+            expected_again: false,
+            expires,
+        };
+        self.entries.insert(key, entry);
+        self.expiries.push(Reverse((expires, key.0)));
+    }
+
+    fn forget_expired(&mut self, now: Duration) {
+        while let Some(&Reverse((due, key))) = self.expiries.peek() {
+            if due > now {
+                return;
+            }
+            self.expiries.pop();
+            let key = SignatureKey(key);
+            match self.entries.get(&key) {
+                Some(entry) if entry.expires > now => {
+                    self.expiries.push(Reverse((entry.expires, key.0)));
+                }
+                _ => {
+                    self.entries.remove(&key);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn key(number: u128) -> SignatureKey {
+        SignatureKey(number)
+    }
+
+    #[test]
+    fn a_signature_belongs_to_the_route_that_took_it_first() {
+        let signatures = Signatures::new(1000);
+        assert_eq!(signatures.bind(key(7), 1, false, MINUTE, MINUTE), Ok(false));
+        assert_eq!(signatures.bind(key(7), 1, false, MINUTE, MINUTE), Ok(true));
+        assert_eq!(
+            signatures.bind(key(7), 2, false, MINUTE, MINUTE),
+            Err(Refusal::Replayed(Reuse::OtherRoute))
+        );
+        assert_eq!(
+            signatures.recall(key(7), 2, false, MINUTE),
+            Err(Refusal::Replayed(Reuse::OtherRoute))
+        );
+    }
+
+    #[test]
+    fn a_finally_answered_signature_counts_once_where_that_is_asked() {
+        let signatures = Signatures::new(1000);
+        assert_eq!(signatures.bind(key(7), 1, true, MINUTE, MINUTE), Ok(false));
+        assert_eq!(signatures.bind(key(7), 1, true, MINUTE, MINUTE), Ok(true));
+        signatures.answered(key(7));
+        assert_eq!(
+            signatures.bind(key(7), 1, true, MINUTE, MINUTE),
+            Err(Refusal::Replayed(Reuse::Answered))
+        );
+        assert_eq!(signatures.bind(key(7), 1, false, MINUTE, MINUTE), Ok(true));
+    }
+
+    #[test]
+    fn entries_go_when_their_time_is_over_and_stay_when_extended() {
+        let signatures = Signatures::new(1000);
+        assert_eq!(signatures.bind(key(64), 1, false, MINUTE, MINUTE), Ok(false));
+        assert_eq!(signatures.bind(key(128), 1, false, MINUTE, MINUTE), Ok(false));
+        assert_eq!(signatures.recall(key(128), 1, false, MINUTE), Ok(false));
+        signatures.expect_again(key(128), MINUTE);
+        let later = 3 * MINUTE;
+        assert_eq!(signatures.recall(key(64), 1, false, later), Ok(false));
+        assert_eq!(signatures.recall(key(128), 1, false, later), Ok(true));
+        assert_eq!(signatures.len(), 1);
+        let last = MINUTE + RESEND_HORIZON;
+        assert_eq!(signatures.recall(key(128), 1, false, last), Ok(false));
+        assert_eq!(signatures.len(), 0);
+    }
+
+    #[test]
+    fn a_full_memory_refuses_rather_than_forgets() {
+        let signatures = Signatures::new(SHARDS);
+        assert_eq!(signatures.bind(key(0), 1, false, MINUTE, MINUTE), Ok(false));
+        assert_eq!(
+            signatures.bind(key(64), 1, false, MINUTE, MINUTE),
+            Err(Refusal::Overloaded(Overload::Signatures))
+        );
+        assert_eq!(signatures.bind(key(0), 1, false, MINUTE, MINUTE), Ok(true));
+        assert_eq!(signatures.bind(key(64), 1, false, 2 * MINUTE, MINUTE), Ok(false));
+    }
+}
