@@ -16,15 +16,22 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
+
+#[cfg(test)]
+mod conformance;
+mod memory;
+mod reply;
+mod sweep;
+mod transition;
+
+pub use memory::{MemoryLedger, MemoryLimits};
+pub use reply::Reply;
 
 /// A store of records.
 ///
@@ -39,81 +46,79 @@ pub trait Ledger: Send + Sync + 'static {
     fn define(&self, namespace: Arc<str>, definition: Definition)
     -> Reply<Result<(), DefineError>>;
 
-    /// Asks to run a message.
+    /// Asks to run a message. Atomic: of any number of claims for one key, one is granted.
+    ///
+    /// # Errors
+    /// [`LedgerError::Full`] for a key that the ledger doesn't know, when there is no room for it.
     fn claim(&self, claim: Claim) -> Reply<Result<ClaimOutcome, LedgerError>>;
 
-    /// Checks, just before the first byte goes out, that the fence still holds.
+    /// Checks, just before the first byte goes out, that the fence still holds: the claim is still
+    /// the owner's, the time that it asked for is not over, and no earlier attempt turned out to
+    /// have succeeded.
     fn permit(&self, fence: Fence) -> Reply<Result<SendPermit, PermitError>>;
 
-    /// Records what became of an attempt; also takes late answers.
+    /// Records what became of an attempt; also takes late answers. Saying the same again changes
+    /// nothing and is answered the same. An answer is never refused for want of room.
+    ///
+    /// A record that isn't there was done and forgotten: [`Settled::Superseded`].
     fn settle(&self, fence: Fence, settlement: Settlement) -> Reply<Result<Settled, LedgerError>>;
 
     /// Ends an unknown record by a person's word. Compare-and-set on [`Resolution::expected`].
+    ///
+    /// # Errors
+    /// See [`ResolveError`]. [`Resolution::force`] overrides [`ResolveError::MayStillRun`] only:
+    /// after an alarm money has moved at least once, and no word makes that untrue.
     fn resolve(&self, resolution: Resolution) -> Reply<Result<Record, ResolveError>>;
 
-    /// Declares an owner dead: its claims become unknown, or released on a resend policy.
-    /// Returns how many.
+    /// Declares an owner dead: its claims become unknown, or released on a resend policy, with the
+    /// cause `owner_lapsed`. Returns how many.
     fn lapse(&self, owner: Owner) -> Reply<Result<u64, LedgerError>>;
 
     /// One record.
     fn get(&self, id: RecordId) -> Reply<Result<Option<Record>, LedgerError>>;
 
-    /// Records in the order of their ids, after [`Filter::after`].
+    /// Records in the order of their ids, after [`Filter::after`]; at most [`LIST_LIMIT`] at once.
     fn list(&self, filter: Filter) -> Reply<Result<Vec<Record>, LedgerError>>;
 
-    /// A record's events, oldest first.
+    /// A record's events, oldest first; none for a record that isn't there. A store may keep only
+    /// the first and the latest ones and then says between them how many it dropped.
     fn events(&self, id: RecordId) -> Reply<Result<Vec<Event>, LedgerError>>;
 
     /// Counts and ages for metrics.
     fn stats(&self) -> Reply<Result<Stats, LedgerError>>;
 
     /// Forgets done records past their time, at most `limit` of them. Returns how many.
-    /// Does nothing while the wall clock has jumped since the last sweep.
+    /// Claimed, released and unknown records are never forgotten.
+    ///
+    /// Does nothing when the wall clock jumped by more than an hour since the last sweep, and
+    /// afterwards doesn't believe a jump forward: what it would have expired is kept that much longer.
     fn sweep(&self, limit: usize) -> Reply<Result<u64, LedgerError>>;
 
-    /// Holds every key that the ledger doesn't know, on hold policies, until lifted.
+    /// Holds every key that the ledger doesn't know, on hold policies, until lifted. So is a key
+    /// that was released before: what happened to it since may be among what was forgotten.
+    ///
+    /// Each key that is asked for meanwhile gets an unknown record, for a person to resolve.
     fn enter_quarantine(&self, cause: String) -> Reply<Result<(), LedgerError>>;
 
-    /// Ends the quarantine by a person's word.
+    /// Ends the quarantine by a person's word. Keys that were asked for meanwhile stay held until
+    /// each is resolved: they are the ones that Tiki sent before, perhaps.
+    ///
+    /// # Errors
+    /// [`LedgerError::Failed`] too when name or reason is blank or too long.
     fn lift_quarantine(&self, by: String, reason: String) -> Reply<Result<(), LedgerError>>;
 
     /// Why unknown keys are held, if they are.
     fn quarantine(&self) -> Reply<Result<Option<String>, LedgerError>>;
 }
 
-/// A store's answer that may still be on its way. Stores that answer at once allocate nothing.
-pub struct Reply<T>(Answering<T>);
+/// Records that [`Ledger::list`] gives at most, whatever [`Filter::limit`] says.
+pub const LIST_LIMIT: usize = 1000;
 
-enum Answering<T> {
-    Ready(Option<T>),
-    Waiting(Pin<Box<dyn Future<Output = T> + Send>>),
-}
+/// Bytes that a person's name may have in a [`Resolution`].
+pub const NAME_LIMIT: usize = 128;
 
-impl<T> Reply<T> {
-    /// An answer that is there.
-    pub fn ready(answer: T) -> Self {
-        Self(Answering::Ready(Some(answer)))
-    }
-
-    /// An answer that somebody else is working on.
-    pub fn waiting(answer: impl Future<Output = T> + Send + 'static) -> Self {
-        Self(Answering::Waiting(Box::pin(answer)))
-    }
-}
-
-impl<T: Unpin> Future for Reply<T> {
-    type Output = T;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        match &mut self.0 {
-            Answering::Ready(answer) => match answer.take() {
-                Some(answer) => Poll::Ready(answer),
-                None => Poll::Pending, // polled again after it resolved, which futures forbid
-            },
-            Answering::Waiting(answer) => answer.as_mut().poll(cx),
-        }
-    }
-}
+/// Bytes that a person's reason may have in a [`Resolution`].
+pub const REASON_LIMIT: usize = 2000;
 
 /// What a record is found by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -298,8 +303,8 @@ pub enum Settled {
     Recorded(State),
     /// The record had moved on by itself or by a person; this answer is only in its events.
     Superseded(State),
-    /// A success came in for an attempt that was declared "not applied" and was sent again since:
-    /// money may have moved twice. The record may not be released any more.
+    /// A success (2xx) came in for an attempt on [`Policy::Hold`] that counted as not applied and
+    /// was claimed again since: money may have moved twice. The record is not released any more.
     Alarm,
 }
 
@@ -353,7 +358,7 @@ pub struct Record {
     pub fingerprint: Fingerprint,
     /// Where it stands.
     pub state: State,
-    /// The attempt that counts, from 1.
+    /// The attempt that counts, from 1. 0: held for a ledger gap, and none that this ledger knows of.
     pub attempt: u32,
     /// Raised by every change.
     pub version: u64,
@@ -361,17 +366,18 @@ pub struct Record {
     pub owner: Owner,
     /// What an unknown outcome leads to.
     pub policy: Policy,
-    /// The route that claimed it last.
+    /// The route whose claim was granted last.
     pub route: Arc<str>,
     /// First claimed.
     pub created_at: SystemTime,
-    /// Last changed.
+    /// When it came to where it stands.
     pub updated_at: SystemTime,
     /// Until then an attempt may still be running somewhere.
     pub may_run_until: SystemTime,
     /// A done record may be forgotten from then on.
     pub expires_at: SystemTime,
-    /// Set after an [`Settled::Alarm`]: the record is never released again.
+    /// Set after a [`Settled::Alarm`]: the record is never released again. What would have released
+    /// it makes it unknown.
     pub alarmed: bool,
     /// The answer, once done.
     pub answer: Option<KeptAnswer>,
@@ -443,8 +449,8 @@ pub enum ResolveError {
         "an earlier attempt succeeded after it was declared not applied: the record can't be released"
     )]
     NoFurtherRelease,
-    /// Name and reason are required.
-    #[error("a name and a reason are required")]
+    /// Name and reason are required, within [`NAME_LIMIT`] and [`REASON_LIMIT`].
+    #[error("a name (up to {NAME_LIMIT} bytes) and a reason (up to {REASON_LIMIT}) are required")]
     NoReason,
     /// The store failed.
     #[error(transparent)]

@@ -1,0 +1,256 @@
+//! What every store promises, as tests over any store.
+//!
+//! A store writes `suite!(path::to::open);` in its tests, where `open` is an async function that
+//! gives a [`Fixture`] with an empty store on a manual clock.
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header};
+
+use super::*;
+use crate::clock::{Clock, ManualClock};
+
+pub(super) mod claiming;
+pub(super) mod concurrency;
+pub(super) mod history;
+pub(super) mod keeping;
+pub(super) mod late;
+pub(super) mod people;
+pub(super) mod quarantine;
+pub(super) mod settling;
+
+macro_rules! suite {
+    ($open:path) => {
+        $crate::ledger::conformance::suite!(@ $open;
+            claiming: first_claim_is_granted_and_then_runs, released_key_is_claimed_again,
+                done_is_replayed, unknown_is_held, other_money_conflicts, keys_are_told_apart,
+                only_known_makes_nothing, stricter_policy_holds, given_up_is_no_release_for_a_hold,
+                keep_is_only_extended, namespaces_keep_their_definition;
+            concurrency: dropped_claim_goes_back, claim_dropped_while_pending_goes_back,
+                one_of_many_threads_is_granted, threads_never_share_an_attempt;
+            history: random_histories_keep_the_promises;
+            keeping: done_is_forgotten_after_its_time, nothing_else_is_forgotten,
+                sweep_keeps_to_its_limit, list_is_in_order_and_filtered, stats_follow_every_change,
+                events_tell_the_story, unknown_ids_have_nothing;
+            late: late_answers_end_an_unknown, late_answers_change_nothing_that_ended,
+                late_answers_after_not_applied, late_success_beside_a_newer_attempt_is_an_alarm,
+                alarmed_release_becomes_unknown, alarmed_lapse_becomes_unknown,
+                overtaken_attempts_change_nothing, overtaken_resends_raise_no_alarm;
+            people: resolutions_end_an_unknown, resolving_compares_before_it_sets,
+                resolving_wants_name_and_reason, not_applied_waits_for_the_attempt,
+                lapse_takes_an_owners_claims;
+            quarantine: absent_keys_are_held, known_keys_are_not, gaps_are_resolved_one_by_one,
+                keys_released_before_are_held, lifting_wants_name_and_reason;
+            settling: each_class_has_its_state, saying_it_again_changes_nothing,
+                strangers_settle_nothing, final_answers_stay, permits_follow_the_claim,
+                permits_end_with_the_time_that_was_asked_for;
+        );
+    };
+    (@ $open:path; $($module:ident: $($test:ident),+;)+) => {
+        $(mod $module {
+            $(#[tokio::test]
+            async fn $test() {
+                $crate::ledger::conformance::$module::$test($crate::ledger::conformance::Open(
+                    || Box::pin($open()),
+                ))
+                .await;
+            })+
+        })+
+    };
+}
+pub(super) use suite;
+
+/// Makes empty stores.
+#[derive(Clone, Copy)]
+pub(super) struct Open(pub(super) fn() -> Pin<Box<dyn Future<Output = Fixture>>>);
+
+impl Open {
+    pub(super) async fn one(self) -> Fixture {
+        (self.0)().await
+    }
+}
+
+/// An empty store and the hands of its clock.
+pub(super) struct Fixture {
+    pub(super) ledger: Arc<dyn Ledger>,
+    pub(super) clock: Clock,
+    pub(super) hands: ManualClock,
+    /// What must live as long as the store: a directory, a server.
+    pub(super) _held: Box<dyn Any>,
+}
+
+pub(super) const ONE: Owner = Owner(1);
+pub(super) const TWO: Owner = Owner(2);
+pub(super) const MAY_RUN: Duration = Duration::from_secs(133);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
+pub(super) const KEEP: Duration = Duration::from_secs(400 * 86_400);
+
+/// A claim that holds.
+pub(super) fn refund(message: &str) -> Claim {
+    Claim {
+        key: Key {
+            namespace: "refund".into(),
+            client: "wallet".into(),
+            message: message.into(),
+        },
+        fingerprint: Fingerprint([7; 32]),
+        owner: ONE,
+        admission: Admission::Any,
+        policy: Policy::Hold,
+        keep: KEEP,
+        may_run_for: MAY_RUN,
+        route: "refund".into(),
+    }
+}
+
+/// A claim that may be sent again.
+pub(super) fn notice(message: &str) -> Claim {
+    Claim {
+        policy: Policy::Resend,
+        route: "notice".into(),
+        ..refund(message)
+    }
+}
+
+pub(super) fn answer(status: u16, body: &'static str) -> KeptAnswer {
+    KeptAnswer {
+        status: StatusCode::from_u16(status).unwrap(),
+        headers: vec![(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        )],
+        body: Bytes::from_static(body.as_bytes()),
+    }
+}
+
+pub(super) fn settlement_of(status: u16, body: &'static str) -> Settlement {
+    Settlement::Done(answer(status, body), "success".into())
+}
+
+pub(super) fn success() -> Settlement {
+    settlement_of(200, "{\"data\":{}}")
+}
+
+pub(super) fn declined() -> Settlement {
+    Settlement::Done(answer(422, "{\"error\":{}}"), "declined".into())
+}
+
+pub(super) fn not_applied() -> Settlement {
+    Settlement::Released("connect_refused".into())
+}
+
+pub(super) fn cannot_say() -> Settlement {
+    Settlement::Unknown("upstream_reset".into())
+}
+
+pub(super) fn word(record: &Record, verdict: Verdict) -> Resolution {
+    Resolution {
+        id: record.id,
+        expected: (record.state, record.attempt, record.version),
+        verdict,
+        by: "linh".to_owned(),
+        reason: "the bank's statement".to_owned(),
+        force: false,
+    }
+}
+
+impl Fixture {
+    pub(super) fn now(&self) -> SystemTime {
+        self.clock.now()
+    }
+
+    pub(super) async fn claim(&self, claim: Claim) -> ClaimOutcome {
+        self.ledger.claim(claim).await.unwrap()
+    }
+
+    /// The fence of a claim that must be granted.
+    pub(super) async fn granted(&self, claim: Claim) -> Fence {
+        match self.claim(claim).await {
+            ClaimOutcome::Granted(fence) => fence,
+            other => panic!("not granted: {other:?}"),
+        }
+    }
+
+    pub(super) async fn settle(&self, fence: Fence, settlement: Settlement) -> Settled {
+        self.ledger.settle(fence, settlement).await.unwrap()
+    }
+
+    /// A claim that was granted and settled.
+    pub(super) async fn settled(&self, claim: Claim, settlement: Settlement) -> Fence {
+        let fence = self.granted(claim).await;
+        self.settle(fence, settlement).await;
+        fence
+    }
+
+    pub(super) async fn record(&self, id: RecordId) -> Record {
+        self.ledger.get(id).await.unwrap().unwrap()
+    }
+
+    pub(super) async fn state(&self, id: RecordId) -> State {
+        self.record(id).await.state
+    }
+
+    pub(super) async fn resolve(
+        &self,
+        id: RecordId,
+        verdict: Verdict,
+    ) -> Result<Record, ResolveError> {
+        let record = self.record(id).await;
+        self.ledger.resolve(word(&record, verdict)).await
+    }
+
+    pub(super) async fn resolve_by_force(
+        &self,
+        id: RecordId,
+        verdict: Verdict,
+    ) -> Result<Record, ResolveError> {
+        let resolution = Resolution {
+            force: true,
+            ..word(&self.record(id).await, verdict)
+        };
+        self.ledger.resolve(resolution).await
+    }
+
+    /// Two attempts of a message: the first unknown and declared not applied, the second running.
+    pub(super) async fn claimed_twice(&self, message: &str) -> (Fence, Fence) {
+        let first = self.settled(refund(message), cannot_say()).await;
+        self.resolve_by_force(first.record, Verdict::NotApplied)
+            .await
+            .unwrap();
+        let second = Claim {
+            owner: TWO,
+            ..refund(message)
+        };
+        (first, self.granted(second).await)
+    }
+
+    pub(super) async fn events(&self, id: RecordId) -> Vec<Event> {
+        self.ledger.events(id).await.unwrap()
+    }
+
+    pub(super) async fn last_cause(&self, id: RecordId) -> String {
+        let events = self.events(id).await;
+        events.last().unwrap().cause.to_string()
+    }
+}
+
+/// Fails with the value when it isn't what the pattern says.
+macro_rules! assert_is {
+    ($value:expr, $pattern:pat $(if $guard:expr)?) => {
+        match $value {
+            $pattern $(if $guard)? => {}
+            other => $crate::ledger::conformance::unlike(&other, stringify!($pattern)),
+        }
+    };
+}
+pub(super) use assert_is;
+
+#[track_caller]
+pub(super) fn unlike(value: &dyn Debug, pattern: &str) {
+    panic!("{value:?} is not {pattern}");
+}
