@@ -213,14 +213,20 @@ fn open_ledger(settings: &Settings, clock: &Clock) -> Arc<dyn Ledger> {
     }
 }
 
+/// Ties the routes' namespaces to their definitions before anything is served. On a thread of its
+/// own, so that a gate can be started from within somebody's runtime.
 fn define_namespaces(settings: &Settings, ledger: &dyn Ledger) -> Result<(), StartError> {
-    let runtime = runtime().map_err(StartError::System)?;
-    for (namespace, definition) in Common::namespaces(settings) {
-        runtime
-            .block_on(ledger.define(Arc::clone(&namespace), definition))
-            .map_err(|source| StartError::Namespace { namespace, source })?;
-    }
-    Ok(())
+    let define = || {
+        let runtime = runtime().map_err(StartError::System)?;
+        for (namespace, definition) in Common::namespaces(settings) {
+            runtime
+                .block_on(ledger.define(Arc::clone(&namespace), definition))
+                .map_err(|source| StartError::Namespace { namespace, source })?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| scope.spawn(define).join())
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn spawn(

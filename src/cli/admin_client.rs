@@ -20,6 +20,8 @@ use tokio::net::{TcpStream, UnixStream};
 
 use self::target::Target;
 use super::terminal;
+use crate::config;
+use crate::net::ListenAddress;
 
 /// A whole call, from connecting to the last byte.
 const CALL_WITHIN: Duration = Duration::from_secs(10);
@@ -67,14 +69,44 @@ pub struct Defaults {
     pub time_zone: Option<String>,
 }
 
-/// The defaults for commands that talk to a running gate.
-pub fn defaults(config: Option<&Path>) -> Defaults {
-    let directory = config.and_then(Path::parent).unwrap_or(Path::new(""));
-    Defaults {
-        url: "http://127.0.0.1:9901".to_owned(),
-        token_file: directory.join(MADE_TOKEN_FILE),
-        time_zone: None,
+impl Defaults {
+    /// Of a gate that says nothing of its own, beside whose configuration a token may have been made.
+    fn plain(config: Option<&Path>) -> Self {
+        let directory = config.and_then(Path::parent).unwrap_or(Path::new(""));
+        Self {
+            url: "http://127.0.0.1:9901".to_owned(),
+            token_file: directory.join(MADE_TOKEN_FILE),
+            time_zone: None,
+        }
     }
+}
+
+/// The defaults for commands that talk to a running gate: what its configuration says. Without
+/// `--config`, the usual file is read where there is one.
+///
+/// # Errors
+/// [`ClientError::BadConfig`] with the configuration's first problem.
+pub fn defaults(config: Option<&Path>) -> Result<Defaults, ClientError> {
+    let path = config::default_path(config.map(Path::to_owned));
+    if config.is_none() && !path.exists() {
+        return Ok(Defaults::plain(None));
+    }
+    let environment: Vec<_> = std::env::vars_os().collect();
+    let settings = match config::load(&path, &environment) {
+        Ok(loaded) => loaded.settings,
+        Err(problems) => {
+            let problem = problems.first().map(ToString::to_string).unwrap_or_default();
+            return Err(ClientError::BadConfig { problem });
+        }
+    };
+    Ok(Defaults {
+        url: match &settings.admin.listen {
+            ListenAddress::Tcp(address) => local_url(*address),
+            unix @ ListenAddress::Unix(_) => unix.to_string(),
+        },
+        token_file: settings.ledger.directory.join(MADE_TOKEN_FILE),
+        time_zone: Some(settings.ledger.time_zone),
+    })
 }
 
 /// The URL by which a program on the same machine reaches a listener on `address`: a listener on all
@@ -125,6 +157,15 @@ pub enum ClientError {
         path: PathBuf,
         /// What is wrong with it.
         why: String,
+    },
+    /// What the command line leaves out can't be taken from the configuration.
+    #[error(
+        "the configuration has problems (tikigate check lists them; --admin URL and --token-file \
+         FILE do without it):\n{problem}"
+    )]
+    BadConfig {
+        /// The first of them.
+        problem: String,
     },
     /// Nobody listens there.
     #[error(
@@ -195,25 +236,34 @@ impl AdminClient {
     /// A client with a token, for the API.
     ///
     /// # Errors
-    /// [`ClientError::BadUrl`], [`ClientError::BadTokenFile`].
+    /// [`ClientError::BadUrl`], [`ClientError::BadTokenFile`], [`ClientError::BadConfig`].
     pub fn with_token(options: &AdminOptions) -> Result<Self, ClientError> {
-        let defaults = defaults(options.gate.config.as_deref());
+        let defaults = match (&options.gate.admin, &options.token_file) {
+            (Some(_), Some(_)) => Defaults::plain(None),
+            _ => defaults(options.gate.config.as_deref())?,
+        };
         let token_file = options.token_file.as_ref().unwrap_or(&defaults.token_file);
         let authorization = read_token(token_file).map_err(|why| ClientError::BadTokenFile {
             path: token_file.clone(),
             why,
         })?;
-        let mut client = Self::without_token(&options.gate)?;
-        client.authorization = Some(authorization);
-        Ok(client)
+        let url = options.gate.admin.as_deref().unwrap_or(&defaults.url);
+        Ok(Self {
+            target: Target::parse(url)?,
+            authorization: Some(authorization),
+            time_zone: defaults.time_zone,
+        })
     }
 
     /// A client without a token, for the probes.
     ///
     /// # Errors
-    /// [`ClientError::BadUrl`].
+    /// [`ClientError::BadUrl`], [`ClientError::BadConfig`].
     pub fn without_token(options: &GateOptions) -> Result<Self, ClientError> {
-        let defaults = defaults(options.config.as_deref());
+        let defaults = match options.admin {
+            Some(_) => Defaults::plain(None),
+            None => defaults(options.config.as_deref())?,
+        };
         let url = options.admin.as_deref().unwrap_or(&defaults.url);
         Ok(Self {
             target: Target::parse(url)?,

@@ -9,6 +9,7 @@
 mod admin;
 mod architecture;
 mod client;
+mod passing;
 mod server;
 mod steps;
 mod support;

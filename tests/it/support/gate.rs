@@ -1,7 +1,7 @@
 //! A gate in this process, with a clock that the test moves, in front of a backend that records.
 //!
 //! ```text
-//! let backend = Backend::start(|_| Answer::ok().into()).await;
+//! let backend = Backend::start(|_| Answer::success().into()).await;
 //! let gate = TestGate::start(&backend.url()).await;
 //! let answer = gate.post("/tiki/refund", &refund("r-1", "1000")).await;
 //! ```

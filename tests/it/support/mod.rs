@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test file uses its own part of it")]
 
 pub(crate) mod backend;
+pub(crate) mod gate;
 pub(crate) mod gate_process;
 pub(crate) mod raw;
 mod script;
