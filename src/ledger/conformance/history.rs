@@ -45,11 +45,11 @@ enum Word {
 
 fn op() -> impl Strategy<Value = Op> {
     let owner = || prop_oneof![Just(ONE), Just(TWO)];
-    let message = || 0_usize..3;
+    let message = || 0_usize..2;
     let seldom = prop::bool::weighted(0.07);
     let claim = (
         message(),
-        prop::bool::weighted(0.7),
+        prop::bool::weighted(0.5),
         seldom,
         seldom,
         owner(),
@@ -127,7 +127,7 @@ pub(crate) async fn random_histories_keep_the_promises(open: Open) {
             .build()
             .unwrap();
         let config = Config {
-            cases: 300,
+            cases: 500,
             failure_persistence: None,
             ..Config::default()
         };

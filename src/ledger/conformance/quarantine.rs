@@ -74,7 +74,18 @@ pub(crate) async fn gaps_are_resolved_one_by_one(open: Open) {
     );
     f.hands.advance(MAY_RUN);
     f.resolve(ids[0], Verdict::NotApplied).await.unwrap();
-    assert_eq!(f.granted(refund("a")).await.attempt, 1);
+    let fence = f.granted(refund("a")).await;
+    assert_eq!(fence.attempt, 1);
+    // From here on it is a record like any other.
+    f.settle(fence, cannot_say()).await;
+    assert_is!(
+        f.claim(refund("a")).await,
+        ClaimOutcome::Held(_, Hold::OutcomeUnknown)
+    );
+    assert_eq!(
+        f.settle(fence, not_applied()).await,
+        Settled::Recorded(State::Released)
+    );
     f.resolve(ids[1], Verdict::Applied(answer(200, "by hand")))
         .await
         .unwrap();
