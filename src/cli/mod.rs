@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+mod message;
+pub mod sign;
+pub mod verify;
+
 /// Exit codes that scripts may rely on.
 pub mod exit {
     /// It worked.
