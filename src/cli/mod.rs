@@ -6,6 +6,7 @@ pub mod demo;
 pub mod drain;
 pub mod failure;
 pub mod ledger;
+mod message;
 pub mod probe;
 pub mod serve;
 pub mod sign;

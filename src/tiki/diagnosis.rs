@@ -3,7 +3,8 @@
 //! Meant for people at a terminal. The gate itself never guesses: it computes one signature and
 //! compares it.
 
-mod rewrite;
+mod body;
+mod path;
 
 use std::borrow::Cow;
 
@@ -12,7 +13,8 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_S
 
 use super::freshness::Timestamp;
 use super::signature::{Mac, SigningKey};
-use rewrite::{body_variants, path_variants};
+use body::body_variants;
+use path::path_variants;
 
 /// What was signed.
 #[derive(Clone, Copy, Debug)]
@@ -118,6 +120,20 @@ fn cause(name: &'static str, advice: impl Into<Cow<'static, str>>) -> Cause {
         name,
         advice: advice.into(),
     }
+}
+
+/// Drops variants that are no different from one with fewer mistakes, and puts those with fewest first.
+fn fewest_first<T: PartialEq>(first: Vec<Variant<T>>, then: Vec<Variant<T>>) -> Vec<Variant<T>> {
+    let mut kept: Vec<Variant<T>> = Vec::new();
+    // The sort is stable: of equally many mistakes the plainer ones, those of `then`, come first.
+    let mut all: Vec<_> = then.into_iter().chain(first).collect();
+    all.sort_by_key(Variant::weight);
+    for variant in all {
+        if kept.iter().all(|other| other.value != variant.value) {
+            kept.push(variant);
+        }
+    }
+    kept
 }
 
 /// The MACs that the signature may stand for.

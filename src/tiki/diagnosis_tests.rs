@@ -5,12 +5,14 @@ const TIMESTAMP: &str = "1667980513000";
 const SECRET: &[u8] = b"EhjGcsUUuRSJTHiYPbW5fxzyaKEx0JuA";
 const BODY: &str = r#"{"request_id":"r/1","reason":"đổi <ý>","amount":1000.0,"list":[1,{}]}"#;
 
+type Encode = fn(&[u8]) -> Vec<u8>;
+
 /// What a sender with mistakes computed.
 struct Sender<'a> {
     timestamp: &'a str,
     signed: &'a [u8],
     secret: &'a [u8],
-    encode: fn(&[u8]) -> Vec<u8>,
+    encode: Encode,
 }
 
 const RIGHT: Sender<'static> = Sender {
@@ -179,7 +181,7 @@ fn units_of_the_timestamp_are_named() {
 
 #[test]
 fn recipes_are_named() {
-    let recipes: [(fn(&[u8]) -> Vec<u8>, _); 4] = [
+    let recipes: [(Encode, _); 4] = [
         (|payload| payload.to_vec(), "not_encoded"),
         (
             |payload| URL_SAFE.encode(payload).into_bytes(),

@@ -142,8 +142,7 @@ impl HeaderFault {
 /// each believe another. One header of the second family is enough to refuse for the same reason.
 ///
 /// # Errors
-/// The first fault, in the order of [`HeaderFault`]'s variants except that a set of both families or
-/// of a disabled one is told before its parts are looked at.
+/// The first fault found: the families before the single headers, and those before their values.
 pub fn read_headers<'h>(
     headers: &'h HeaderMap,
     enabled: &[Family],

@@ -13,3 +13,4 @@ mod passing;
 mod server;
 mod steps;
 mod support;
+mod vectors;
