@@ -573,6 +573,28 @@ async fn a_connection_idle_for_long_is_closed_unused() {
 }
 
 #[tokio::test]
+async fn the_backend_closes_a_fresh_connection_first() {
+    let hold = Hold::new();
+    let late = Behaviour::Close.held(&hold);
+    let backend = Backend::start(move |seen| {
+        let answer = Behaviour::from(Answer::success());
+        match seen.connection {
+            0 => answer.and_then(late.clone()),
+            // It was asked to close and doesn't.
+            _ => answer.and_then(Behaviour::Silence),
+        }
+    })
+    .await;
+    let upstream = upstream(&backend);
+    send(&upstream, Fresh).await.unwrap();
+    send(&upstream, Fresh).await.unwrap();
+    assert!(!backend.connections()[0].ended);
+    hold.release();
+    backend.wait_for_end_of(0).await;
+    backend.wait_for_end_of(1).await;
+}
+
+#[tokio::test]
 async fn a_call_needs_no_upstream() {
     let backend = Backend::start(|_| Answer::json(403, "{}").into()).await;
     let there = endpoint(backend.address());
