@@ -107,8 +107,9 @@ impl Upstream {
     }
 
     async fn connect(&self, deadline: Instant) -> Result<Box<Link>, ConnectFault> {
-        let limit = Instant::now() + self.shared.settings.connect_timeout;
-        connect(&self.shared.target, deadline.min(limit)).await
+        let limit = Instant::now().checked_add(self.shared.settings.connect_timeout);
+        let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
+        connect(&self.shared.target, deadline).await
     }
 }
 
