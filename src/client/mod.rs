@@ -6,6 +6,7 @@
 
 mod answer;
 mod connect;
+mod linger;
 mod pool;
 mod stream;
 
@@ -24,6 +25,7 @@ pub use connect::{ConnectFault, ConnectFaultKind};
 
 use crate::config::Endpoint;
 use connect::Target;
+use linger::Linger;
 use pool::{Link, Pool};
 
 /// One worker's way to one backend. Cheap to clone; the clones share their connections.
@@ -38,6 +40,7 @@ struct Shared {
     settings: Arc<crate::config::Upstream>,
     target: Target,
     pool: Pool,
+    linger: Linger,
 }
 
 /// Which connection a request goes over.
@@ -66,6 +69,7 @@ impl Upstream {
         let shared = Shared {
             target: Target::from(&settings.endpoint),
             pool: Pool::new(settings.max_in_flight),
+            linger: Linger::new(),
             settings,
         };
         Self {
@@ -103,8 +107,24 @@ impl Upstream {
     }
 
     async fn connect(&self, deadline: Instant) -> Result<Box<Link>, ConnectFault> {
-        let limit = Instant::now() + self.shared.settings.connect_timeout;
-        connect(&self.shared.target, deadline.min(limit)).await
+        let limit = Instant::now().checked_add(self.shared.settings.connect_timeout);
+        let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
+        connect(&self.shared.target, deadline).await
+    }
+}
+
+impl Shared {
+    /// Only a connection whose answer was read to its end comes here. All others are closed by
+    /// being dropped.
+    fn put_away(&self, link: Box<Link>, kind: ConnectionKind) {
+        match kind {
+            ConnectionKind::Pooled => self.pool.put(link),
+            ConnectionKind::Fresh => {
+                if let Some(stream) = link.into_stream() {
+                    self.linger.close(stream);
+                }
+            }
+        }
     }
 }
 
@@ -137,9 +157,8 @@ impl Reserved {
         answer_limit: usize,
     ) -> Result<BackendAnswer, SendFault> {
         let answer = send(&mut self.link, self.kind, request, deadline, answer_limit).await?;
-        // Only here may a connection be used again: everywhere else it ends with `self`.
-        if self.kind == ConnectionKind::Pooled && !answer.oversized {
-            self.upstream.shared.pool.put(self.link);
+        if !answer.oversized {
+            self.upstream.shared.put_away(self.link, self.kind);
         }
         Ok(answer)
     }

@@ -32,9 +32,11 @@ const READ_BUFFER: usize = 64 * 1024;
 pub(super) struct Link {
     pub(super) sender: SendRequest<Full<Bytes>>,
     pub(super) meter: Arc<Meter>,
-    /// None once it has ended. It is dropped right then: a request that it didn't take up would
-    /// wait in it for ever.
+    /// None once it has ended. It is taken apart right then: a request that it didn't take up
+    /// would wait in it for ever.
     connection: Option<Connection<TokioIo<MeteredStream>, Full<Bytes>>>,
+    /// What an ended connection leaves.
+    stream: Option<MeteredStream>,
     /// Why it ended, if nobody else was told.
     pub(super) error: Option<hyper::Error>,
     idle_since: Instant,
@@ -55,6 +57,7 @@ impl Link {
             sender,
             meter,
             connection: Some(connection),
+            stream: None,
             error: None,
             idle_since: Instant::now(),
         }))
@@ -66,8 +69,20 @@ impl Link {
             return;
         };
         if let Poll::Ready(ended) = connection.poll_without_shutdown(cx) {
-            self.connection = None;
             self.error = ended.err();
+            self.take_apart();
+        }
+    }
+
+    /// The socket, to be closed in its own time.
+    pub(super) fn into_stream(mut self) -> Option<MeteredStream> {
+        self.take_apart();
+        self.stream
+    }
+
+    fn take_apart(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.stream = Some(connection.into_parts().io.into_inner());
         }
     }
 

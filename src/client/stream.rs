@@ -77,6 +77,11 @@ impl MeteredStream {
         Self { socket, meter }
     }
 
+    /// Whether the other end has neither closed it nor sent anything that was not read.
+    pub(super) fn is_silent(&self) -> bool {
+        self.peek().is_pending()
+    }
+
     /// Ready with nothing read at the end of the stream, with an error on bytes nobody asked for.
     fn peek(&self) -> Poll<io::Result<()>> {
         let mut byte = [MaybeUninit::uninit()];

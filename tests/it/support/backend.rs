@@ -182,6 +182,13 @@ impl Backend {
         self.wait(&what, ended).await;
     }
 
+    /// Waits until at least `count` connections have ended.
+    pub(crate) async fn wait_for_ends(&self, count: usize) {
+        let ended = |record: &Record| record.connections.iter().filter(|c| c.ended).count();
+        self.wait(&format!("{count} ends"), |record| ended(record) >= count)
+            .await;
+    }
+
     async fn wait(&self, what: &str, holds: impl Fn(&Record) -> bool) {
         let mut changes = self.log.changed.subscribe();
         in_time(what, async {

@@ -229,3 +229,72 @@ pub(crate) async fn exchange(address: &ListenAddress, bytes: impl AsRef<[u8]>) -
     client.send(bytes).await;
     client.read_answer().await
 }
+
+/// Checks of the two sides against each other: what they miss, the tests that use them miss.
+mod tests {
+    use super::*;
+    use crate::support::backend::{Answer, Backend, Behaviour, Then};
+
+    const REQUEST: &str = "POST /a HTTP/1.1\r\nHost: x\r\nX: 1\r\nContent-Length: 2\r\n\r\n{}";
+
+    #[tokio::test]
+    async fn whole_answers_are_read_in_every_framing() {
+        let backend = Backend::start(|seen| {
+            let answer = Answer::json(200, "0123456789");
+            match seen.number {
+                0 => answer.into(),
+                1 => answer.chunked().into(),
+                2 => Behaviour::interim_then(Answer::new(204)),
+                _ => answer.until_close().into(),
+            }
+        })
+        .await;
+        let mut client = RawClient::connect(backend.address()).await;
+        let mut statuses = Vec::new();
+        for request in 0..4 {
+            client
+                .send_pieces(&[&REQUEST.as_bytes()[..9], &REQUEST.as_bytes()[9..]])
+                .await;
+            if request == 2 {
+                statuses.push(client.read_answer().await.status);
+                statuses.push(client.read_answer().await.status);
+            }
+            let answer = client.read_answer().await;
+            statuses.push(answer.status);
+            if request != 2 {
+                assert_eq!(answer.text(), "0123456789");
+                assert_eq!(answer.header("content-type"), Some("application/json"));
+            }
+        }
+        assert_eq!(statuses, [200, 200, 100, 103, 204, 200]);
+        assert!(client.is_closed().await);
+        assert_eq!(backend.bytes(), REQUEST.repeat(4).into_bytes());
+        let seen = &backend.requests()[3];
+        assert_eq!((seen.method(), seen.target()), ("POST", "/a"));
+        assert_eq!((seen.header("x"), seen.text()), (Some("1"), "{}"));
+    }
+
+    #[tokio::test]
+    async fn a_cut_answer_is_none_and_an_open_connection_is_not_closed() {
+        let backend = Backend::start(|seen| match seen.connection {
+            0 => Behaviour::half_a_body(),
+            1 => Behaviour::Reset,
+            _ => Behaviour::Raw(Answer::success().bytes(), Then::Silence),
+        })
+        .await;
+        for _ in 0..2 {
+            let mut client = RawClient::connect(backend.address()).await;
+            client.send(REQUEST).await;
+            assert!(client.read_answer_or_end().await.is_none());
+        }
+        let mut client = RawClient::connect(backend.address()).await;
+        client.send(REQUEST).await;
+        assert_eq!(
+            client.read_answer().await.json()["data"]["status"],
+            "success"
+        );
+        assert!(client.is_silent().await);
+        client.end_sending().await;
+        assert!(client.is_closed().await);
+    }
+}
