@@ -104,12 +104,12 @@ impl Stage {
     }
 
     fn run(&self, arguments: &[&str]) -> anyhow::Result<std::process::Output> {
-        Command::new(std::env::current_exe()?)
-            .args(arguments)
-            .args(["--admin", &self.admin_url, "--token-file"])
-            .arg(self.directory.join("admin.token"))
-            .output()
-            .context("a command's process")
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(arguments).args(["--admin", &self.admin_url]);
+        if arguments.first() != Some(&"probe") {
+            command.arg("--token-file").arg(self.directory.join("admin.token"));
+        }
+        command.output().context("a command's process")
     }
 
     /// A command line that sends one signed call to the gate.
