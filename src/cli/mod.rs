@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+pub mod check;
+
 /// Exit codes that scripts may rely on.
 pub mod exit {
     /// It worked.
