@@ -1,7 +1,31 @@
 //! The configuration: what was written (`schema`), how it is read (`load`), what it means ([`Settings`]).
+//!
+//! ```text
+//! text ──▶ tree ──▶ environment overrides ──▶ schema ──▶ meaning ──▶ checks ──▶ Settings
+//!          values with their places           typed       defaults,   between
+//!                                             fields      bounds,     parts
+//!                                                         secrets
+//! ```
+//! Each stage reports what is wrong and goes on, so that all problems are told at once.
 
+mod checks;
+mod effective;
+mod environment;
+mod load;
+mod meaning;
+mod problem;
+mod schema;
 mod secret;
 mod settings;
+mod tree;
+mod units;
+mod value;
 
+#[cfg(test)]
+mod tests;
+
+pub use effective::effective;
+pub use load::{Loaded, default_path, load, load_text};
+pub use problem::{Problem, Severity};
 pub use secret::Secret;
 pub use settings::*;

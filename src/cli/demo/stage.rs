@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 
-/// The client key that the published examples of Tiki's documentation use.
-pub(super) const CLIENT_ID: &str = "RLCKb7Ae9kx4DXtXsCWjnDXtggFnM43W";
+/// The client of `config/demo.toml`.
+pub(super) const CLIENT_ID: &str = "demo-client";
 /// Not a secret: it is in this program.
 pub(super) const SECRET: &str = "not-a-secret-only-for-the-demo";
 
+/// Where `config/demo.toml` looks for it.
+const SECRET_FILE: &str = "secrets/demo.secret";
 const CONFIG: &str = include_str!("../../../config/demo.toml");
 const START_WITHIN: Duration = Duration::from_secs(20);
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -32,7 +34,8 @@ impl Stage {
     pub(super) fn set(backend: SocketAddr) -> anyhow::Result<Self> {
         let directory = make_directory()?;
         fs::write(directory.join("tikigate.toml"), CONFIG)?;
-        write_secret(&directory.join("secret"), SECRET)?;
+        fs::create_dir(directory.join("secrets"))?;
+        write_secret(&directory.join(SECRET_FILE), SECRET)?;
         let listen = free_address()?;
         let admin = free_address()?;
         let log = File::create(directory.join("tikigate.log"))?;
@@ -118,7 +121,7 @@ impl Stage {
         format!(
             "echo -n {} | tikigate sign --client-id {CLIENT_ID} --secret-file {} --body - --curl {}/tiki/refund | sh",
             quoted(&body),
-            self.directory.join("secret").display(),
+            self.directory.join(SECRET_FILE).display(),
             self.url,
         )
     }

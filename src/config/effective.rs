@@ -1,0 +1,334 @@
+//! The settings as they are in force, for people: named as in the configuration, secrets redacted.
+
+use std::time::SystemTime;
+
+use serde_json::{Map, Value, json};
+
+use super::settings::{
+    Admin, AdminToken, AnswerSource, Client, ClientSecret, Condition, Endpoint, Environment,
+    Idempotency, Ledger, Log, LogFormat, OnUnknown, OutcomeRules, Rate, Route, Server, Settings,
+    Signature, SignedPath, Store, Upstream,
+};
+use super::units::{format_duration, format_size};
+use crate::net::TrustedProxies;
+use crate::tiki::{Family, Window};
+
+const REDACTED: &str = "[redacted]";
+
+/// The whole of it. Holds no null, so that it can be written as TOML too.
+pub fn effective(settings: &Settings) -> Value {
+    let Settings {
+        server,
+        admin,
+        upstreams,
+        signature,
+        clients,
+        routes,
+        ledger,
+        log,
+    } = settings;
+    let upstreams_by_name: Map<String, Value> = upstreams
+        .iter()
+        .map(|upstream| (upstream.name.clone(), show_upstream(upstream)))
+        .collect();
+    let routes: Vec<Value> = routes
+        .iter()
+        .map(|route| show_route(route, settings))
+        .collect();
+    json!({
+        "server": show_server(server),
+        "admin": show_admin(admin),
+        "upstreams": upstreams_by_name,
+        "signature": show_signature(signature),
+        "clients": clients.iter().map(|client| show_client(client)).collect::<Vec<_>>(),
+        "routes": routes,
+        "ledger": show_ledger(ledger),
+        "log": show_log(log),
+    })
+}
+
+fn show_server(server: &Server) -> Value {
+    let Server {
+        listen,
+        max_connections,
+        max_in_flight,
+        header_timeout,
+        body_timeout,
+        idle_timeout,
+        write_timeout,
+        head_limit,
+        max_headers,
+        per_address,
+        trusted_proxies,
+        drain_delay,
+        drain_within,
+        workers,
+    } = server;
+    json!({
+        "listen": listen.to_string(),
+        "max_connections": max_connections,
+        "max_in_flight": max_in_flight,
+        "header_timeout": format_duration(*header_timeout),
+        "body_timeout": format_duration(*body_timeout),
+        "idle_timeout": format_duration(*idle_timeout),
+        "write_timeout": format_duration(*write_timeout),
+        "head_limit": format_size(*head_limit),
+        "max_headers": max_headers,
+        "per_address": show_rate(per_address),
+        "trusted_proxies": show_proxies(trusted_proxies),
+        "drain_delay": format_duration(*drain_delay),
+        "drain_within": format_duration(*drain_within),
+        "workers": workers,
+    })
+}
+
+fn show_rate(rate: &Rate) -> Value {
+    let Rate { per_second, burst } = rate;
+    json!({ "per_second": per_second, "burst": burst })
+}
+
+fn show_proxies(proxies: &TrustedProxies) -> Vec<String> {
+    let TrustedProxies { networks, unix } = proxies;
+    networks
+        .iter()
+        .map(ToString::to_string)
+        .chain(unix.then(|| "unix".to_owned()))
+        .collect()
+}
+
+fn show_admin(admin: &Admin) -> Value {
+    let Admin {
+        listen,
+        tokens,
+        hosts,
+    } = admin;
+    let tokens: Vec<Value> = tokens
+        .iter()
+        .map(|AdminToken { name, token: _ }| json!({ "name": name, "token": REDACTED }))
+        .collect();
+    json!({ "listen": listen.to_string(), "tokens": tokens, "hosts": hosts })
+}
+
+fn show_upstream(upstream: &Upstream) -> Value {
+    let Upstream {
+        name: _,
+        endpoint,
+        host,
+        connect_timeout,
+        answer_within,
+        settle_within,
+        max_in_flight,
+        set_headers,
+    } = upstream;
+    let url = match endpoint {
+        Endpoint::Tcp { host, port } if host.contains(':') => format!("http://[{host}]:{port}"),
+        Endpoint::Tcp { host, port } => format!("http://{host}:{port}"),
+        Endpoint::Unix(path) => format!("unix:{}", path.display()),
+    };
+    let set_headers: Map<String, Value> = set_headers
+        .iter()
+        .map(|(name, _)| (name.to_string(), REDACTED.into()))
+        .collect();
+    json!({
+        "url": url,
+        "host": String::from_utf8_lossy(host.as_bytes()),
+        "connect_timeout": format_duration(*connect_timeout),
+        "answer_within": format_duration(*answer_within),
+        "settle_within": format_duration(*settle_within),
+        "max_in_flight": max_in_flight,
+        "set_headers": set_headers,
+    })
+}
+
+fn show_signature(signature: &Signature) -> Value {
+    let Signature {
+        families,
+        refuse_with,
+        max_remembered,
+    } = signature;
+    json!({
+        "families": families.iter().map(|family| family.as_str()).collect::<Vec<_>>(),
+        "refuse_with": refuse_with.as_u16(),
+        "max_remembered": max_remembered,
+    })
+}
+
+fn show_client(client: &Client) -> Value {
+    let Client {
+        id,
+        name,
+        environment,
+        partner_code,
+        secrets,
+        rate,
+    } = client;
+    let environment = match environment {
+        Environment::Production => "production",
+        Environment::Sandbox => "sandbox",
+    };
+    let mut shown = json!({
+        "id": id,
+        "name": name,
+        "environment": environment,
+        "secrets": secrets.iter().map(show_secret).collect::<Vec<_>>(),
+        "rate": show_rate(rate),
+    });
+    if let Some(code) = partner_code {
+        shown["partner_code"] = json!(code);
+    }
+    shown
+}
+
+fn show_secret(secret: &ClientSecret) -> Value {
+    let ClientSecret {
+        name,
+        key: _,
+        not_after,
+    } = secret;
+    let mut shown = json!({ "name": name, "secret": REDACTED });
+    if let Some(end) = not_after {
+        shown["not_after"] = json!(show_time(*end));
+    }
+    shown
+}
+
+fn show_time(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time).map_or_else(|_| "far away".to_owned(), |time| time.to_string())
+}
+
+fn show_route(route: &Route, settings: &Settings) -> Value {
+    let Route {
+        name,
+        path,
+        method,
+        payload,
+        upstream,
+        upstream_path,
+        clients,
+        windows,
+        body_limit,
+        answer,
+        answer_limit,
+        forward_headers,
+        strip_signature,
+        signed_path,
+        outcome,
+        idempotency,
+    } = route;
+    let upstream = settings.upstreams.get(*upstream);
+    let clients: Vec<&str> = clients
+        .iter()
+        .filter_map(|index| settings.clients.get(*index))
+        .map(|client| client.name.as_str())
+        .collect();
+    let SignedPath { strip, add } = signed_path;
+    let OutcomeRules {
+        success_when,
+        failed_when,
+        final_statuses,
+        retry_statuses,
+    } = outcome;
+    let codes = |list: &[http::StatusCode]| list.iter().map(|s| s.as_u16()).collect::<Vec<_>>();
+    let answer = match answer {
+        AnswerSource::Backend => "backend",
+        AnswerSource::Platform => "platform",
+    };
+    let mut shown = json!({
+        "name": name,
+        "path": path,
+        "method": method.as_str(),
+        "payload": payload.as_str(),
+        "upstream": upstream.map_or("", |upstream| upstream.name.as_str()),
+        "upstream_path": upstream_path,
+        "clients": clients,
+        "max_age": per_family(windows, |window| window.max_age),
+        "max_ahead": per_family(windows, |window| window.max_ahead),
+        "body_limit": format_size(*body_limit),
+        "answer": answer,
+        "answer_limit": format_size(*answer_limit),
+        "forward_headers": forward_headers.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
+        "strip_signature": strip_signature,
+        "signed_path": { "strip": strip, "add": add },
+        "final_statuses": codes(final_statuses),
+        "retry_statuses": codes(retry_statuses),
+    });
+    if let Some(condition) = success_when {
+        shown["success_when"] = show_condition(condition);
+    }
+    if let Some(condition) = failed_when {
+        shown["failed_when"] = show_condition(condition);
+    }
+    if let Some(idempotency) = idempotency {
+        shown["idempotency"] = show_idempotency(idempotency);
+    }
+    shown
+}
+
+fn per_family(
+    windows: &[Window; 2],
+    part: impl Fn(&Window) -> std::time::Duration,
+) -> Map<String, Value> {
+    Family::ALL
+        .into_iter()
+        .zip(windows)
+        .map(|(family, window)| {
+            let value = format_duration(part(window));
+            (family.as_str().to_owned(), value.into())
+        })
+        .collect()
+}
+
+fn show_condition(condition: &Condition) -> Value {
+    let Condition { pointer, equals } = condition;
+    json!({ "pointer": pointer.as_str(), "equals": equals })
+}
+
+fn show_idempotency(idempotency: &Idempotency) -> Value {
+    let Idempotency {
+        namespace,
+        spec,
+        on_unknown,
+        keep,
+        resend_age,
+    } = idempotency;
+    let on_unknown = match on_unknown {
+        OnUnknown::Hold => "hold",
+        OnUnknown::Resend => "resend",
+    };
+    json!({
+        "namespace": namespace,
+        "key": spec.key_text(),
+        "fingerprint": spec.fingerprint_text(),
+        "on_unknown": on_unknown,
+        "keep": format_duration(*keep),
+        "resend_age": format_duration(*resend_age),
+    })
+}
+
+fn show_ledger(ledger: &Ledger) -> Value {
+    let Ledger {
+        store,
+        time_zone,
+        directory,
+    } = ledger;
+    let Store::Memory {
+        max_records,
+        max_bytes,
+    } = store;
+    json!({
+        "store": "memory",
+        "max_records": max_records,
+        "max_bytes": format_size(*max_bytes),
+        "time_zone": time_zone,
+        "directory": directory.display().to_string(),
+    })
+}
+
+fn show_log(log: &Log) -> Value {
+    let Log { format, level } = log;
+    let format = match format {
+        LogFormat::Json => "json",
+        LogFormat::Text => "text",
+    };
+    json!({ "format": format, "level": level.to_string().to_ascii_lowercase() })
+}

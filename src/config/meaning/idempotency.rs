@@ -1,0 +1,281 @@
+//! `[routes.idempotency]`
+
+use std::time::Duration;
+
+use super::{duration, label};
+use crate::config::problem::Problems;
+use crate::config::schema;
+use crate::config::settings::{Idempotency, OnUnknown};
+use crate::config::tree::Place;
+use crate::config::units::format_duration;
+use crate::config::value::{At, Field};
+use crate::tiki::{KeySpec, PayloadKind, Pointer, Window};
+
+/// Tiki's last re-send comes this long after the first call (PROTOCOL, Retries).
+pub(crate) const RETRY_HORIZON: Duration = Duration::from_secs(43 * 3600 + 36 * 60);
+
+const DAY: Duration = Duration::from_secs(86_400);
+const LONGEST_RESEND_AGE: Duration = Duration::from_secs(44 * 3600);
+
+/// How a keyed route tells duplicates, with what other checks need.
+pub(crate) struct ReadIdempotency {
+    pub(crate) namespace: At<String>,
+    pub(crate) on_unknown: At<OnUnknown>,
+    pub(crate) definition: Definition,
+    pub(crate) meaning: Idempotency,
+}
+
+/// What a namespace's keys are made of.
+pub(crate) struct Definition {
+    texts: (String, String),
+    pointers: Option<(Vec<Pointer>, Vec<Pointer>)>,
+}
+
+impl Definition {
+    /// Whether two routes may share a namespace.
+    pub(crate) fn agrees_with(&self, other: &Self) -> bool {
+        let pointers_agree = match (&self.pointers, &other.pointers) {
+            (Some(mine), Some(theirs)) => mine == theirs,
+            _ => true,
+        };
+        self.texts == other.texts && pointers_agree
+    }
+}
+
+/// What the table means on a route of this payload. The outer `None`: something is wrong, and was
+/// reported. The inner: the route tells no duplicates.
+pub(crate) fn idempotency(
+    field: Field<schema::Idempotency>,
+    payload: PayloadKind,
+    windows: &[Window],
+    problems: &mut Problems,
+) -> Option<Option<ReadIdempotency>> {
+    let place = field.place.clone();
+    let unkeyed = field.is_absent() && payload == PayloadKind::Any;
+    if unkeyed {
+        return Some(None);
+    }
+    let read = if field.is_absent() {
+        own(payload, &place)
+    } else {
+        written(field.written()?, payload, windows, problems)
+    };
+    read.map(Some)
+}
+
+/// The payload's own rules.
+fn own(payload: PayloadKind, place: &Place) -> Option<ReadIdempotency> {
+    let spec = KeySpec::for_payload(payload)?;
+    let definition = definition(&spec, own_pointers(payload));
+    let namespace = payload.as_str().to_owned();
+    Some(ReadIdempotency {
+        namespace: At {
+            place: place.clone(),
+            value: namespace.clone(),
+        },
+        on_unknown: At {
+            place: place.clone(),
+            value: usual_on_unknown(payload),
+        },
+        definition,
+        meaning: Idempotency {
+            namespace,
+            spec,
+            on_unknown: usual_on_unknown(payload),
+            keep: 400 * DAY,
+            resend_age: Duration::ZERO,
+        },
+    })
+}
+
+fn written(
+    table: At<schema::Idempotency>,
+    payload: PayloadKind,
+    windows: &[Window],
+    problems: &mut Problems,
+) -> Option<ReadIdempotency> {
+    let schema::Idempotency {
+        namespace,
+        key,
+        fingerprint,
+        on_unknown,
+        keep,
+        resend_age,
+    } = table.value;
+    let namespace = label(namespace.or(payload.as_str().to_owned()), problems);
+    let spec = spec(key, fingerprint, payload, problems);
+    let on_unknown = on_unknown.or(usual_on_unknown(payload));
+    if payload == PayloadKind::Refund && on_unknown.value == OnUnknown::Resend {
+        problems
+            .warning(
+                &on_unknown.place,
+                "refund_resend",
+                "A REFUND WHOSE OUTCOME NOBODY KNOWS WILL BE SENT AGAIN: the customer may get the money twice",
+            )
+            .help("leave on_unknown out (\"hold\"), unless the backend itself never applies a request_id twice");
+    }
+    let resend_age = duration(
+        resend_age,
+        Duration::ZERO,
+        Duration::ZERO..=LONGEST_RESEND_AGE,
+        problems,
+    );
+    let keep = duration(keep, 400 * DAY, Duration::ZERO..=3650 * DAY, problems);
+    long_enough(&keep, resend_age.value, windows, problems);
+
+    let (spec, definition) = spec?;
+    let namespace = namespace?;
+    Some(ReadIdempotency {
+        definition,
+        meaning: Idempotency {
+            namespace: namespace.value.clone(),
+            spec,
+            on_unknown: on_unknown.value,
+            keep: keep.value,
+            resend_age: resend_age.value,
+        },
+        namespace,
+        on_unknown,
+    })
+}
+
+/// A record that ends while Tiki may still send its message again would let it through twice.
+fn long_enough(
+    keep: &At<Duration>,
+    resend_age: Duration,
+    windows: &[Window],
+    problems: &mut Problems,
+) {
+    let taken = windows
+        .iter()
+        .map(|window| window.max_age)
+        .chain([resend_age])
+        .max()
+        .unwrap_or_default();
+    let least = taken + RETRY_HORIZON;
+    if keep.value < least {
+        problems
+            .error(
+                &keep.place,
+                "short_keep",
+                "records would end while Tiki still sends the same message again",
+            )
+            .help(format!(
+                "keep them for at least {} (the time window, or resend_age, and 43h36m of re-sends)",
+                format_duration(least)
+            ));
+    }
+}
+
+fn spec(
+    key: Field<Vec<At<String>>>,
+    fingerprint: Field<Vec<At<String>>>,
+    payload: PayloadKind,
+    problems: &mut Problems,
+) -> Option<(KeySpec, Definition)> {
+    if key.is_absent() && fingerprint.is_absent() && payload != PayloadKind::Any {
+        let spec = KeySpec::for_payload(payload)?;
+        let definition = definition(&spec, own_pointers(payload));
+        return Some((spec, definition));
+    }
+    let (own_key, own_fingerprint) = match own_pointers(payload) {
+        Some((key, fingerprint)) => (Some(key), Some(fingerprint)),
+        None => (None, None),
+    };
+    let key = pointers(key, own_key, 8, problems);
+    let fingerprint = pointers(fingerprint, own_fingerprint, 16, problems);
+    let (key, fingerprint) = (key?, fingerprint?);
+    let spec = KeySpec::new(key.clone(), fingerprint.clone());
+    let definition = definition(&spec, Some((key, fingerprint)));
+    Some((spec, definition))
+}
+
+fn pointers(
+    field: Field<Vec<At<String>>>,
+    own: Option<Vec<Pointer>>,
+    most: usize,
+    problems: &mut Problems,
+) -> Option<Vec<Pointer>> {
+    if field.is_absent() {
+        if own.is_none() {
+            problems
+                .error(
+                    &field.place,
+                    "missing",
+                    "is required here: key and fingerprint are given together",
+                )
+                .help("list JSON pointers, such as [\"/request_id\"]");
+        }
+        return own;
+    }
+    let written = field.written()?;
+    if written.value.is_empty() || written.value.len() > most {
+        let message = format!("must list 1 to {most} JSON pointers");
+        problems.error(&written.place, "out_of_bounds", message);
+        return None;
+    }
+    let asked = written.value.len();
+    let mut pointers: Vec<Pointer> = Vec::new();
+    for one in written.value {
+        let Some(pointer) = pointer(&one, problems) else {
+            continue;
+        };
+        if pointers.contains(&pointer) {
+            problems.error(&one.place, "duplicate", "this pointer is listed already");
+        } else {
+            pointers.push(pointer);
+        }
+    }
+    (pointers.len() == asked).then_some(pointers)
+}
+
+/// Reads a JSON pointer.
+pub(crate) fn pointer(written: &At<String>, problems: &mut Problems) -> Option<Pointer> {
+    match Pointer::parse(&written.value) {
+        Ok(pointer) => Some(pointer),
+        Err(message) => {
+            problems.error(&written.place, "bad_pointer", message);
+            None
+        }
+    }
+}
+
+fn definition(spec: &KeySpec, pointers: Option<(Vec<Pointer>, Vec<Pointer>)>) -> Definition {
+    Definition {
+        texts: (spec.key_text(), spec.fingerprint_text()),
+        pointers,
+    }
+}
+
+/// A payload's own key and fingerprint, where pointers can say them. A transaction IPN's can't:
+/// its first field has two names.
+fn own_pointers(payload: PayloadKind) -> Option<(Vec<Pointer>, Vec<Pointer>)> {
+    let (key, fingerprint): (&[&str], &[&str]) = match payload {
+        PayloadKind::Refund => (
+            &["/request_id"],
+            &[
+                "/tiki_transaction_id",
+                "/transaction_id",
+                "/transaction_amount",
+            ],
+        ),
+        PayloadKind::OrderIpn => (
+            &["/message_id"],
+            &["/order/id", "/order/status", "/order/grand_total"],
+        ),
+        PayloadKind::TransactionIpn | PayloadKind::Any => return None,
+    };
+    Some((parse_all(key)?, parse_all(fingerprint)?))
+}
+
+fn parse_all(list: &[&str]) -> Option<Vec<Pointer>> {
+    list.iter().map(|text| Pointer::parse(text).ok()).collect()
+}
+
+fn usual_on_unknown(payload: PayloadKind) -> OnUnknown {
+    match payload {
+        PayloadKind::TransactionIpn | PayloadKind::OrderIpn => OnUnknown::Resend,
+        // Of a payload that the gate doesn't know, the careful half is assumed.
+        PayloadKind::Refund | PayloadKind::Any => OnUnknown::Hold,
+    }
+}

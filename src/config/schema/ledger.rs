@@ -1,0 +1,108 @@
+//! `[ledger]`, `[outbound]` and `[log]`.
+
+use super::SecretSource;
+use crate::config::problem::Problems;
+use crate::config::settings::LogFormat;
+use crate::config::tree::Node;
+use crate::config::value::{At, ByteSize, Field, FromNode, Table, table, words};
+use crate::net::ListenAddress;
+use crate::tiki::Family;
+use tracing::level_filters::LevelFilter;
+
+pub(crate) struct Ledger {
+    pub(crate) store: Field<StoreWord>,
+    pub(crate) allow_volatile: Field<bool>,
+    pub(crate) max_records: Field<u64>,
+    pub(crate) max_bytes: Field<ByteSize>,
+    pub(crate) time_zone: Field<String>,
+    /// Of stores that are not available yet.
+    pub(crate) path: Field<String>,
+    pub(crate) url: Field<SecretSource>,
+    pub(crate) watermark: Field<String>,
+    pub(crate) require_existing: Field<bool>,
+}
+
+impl Ledger {
+    pub(crate) fn read(table: &mut Table<'_>) -> Self {
+        Self {
+            store: table.field("store"),
+            allow_volatile: table.field("allow_volatile"),
+            max_records: table.field("max_records"),
+            max_bytes: table.field("max_bytes"),
+            time_zone: table.field("time_zone"),
+            path: table.field("path"),
+            url: table.field("url"),
+            watermark: table.field("watermark"),
+            require_existing: table.field("require_existing"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StoreWord {
+    Memory,
+    Sqlite,
+    Postgres,
+}
+
+words!(StoreWord {
+    "sqlite" => StoreWord::Sqlite,
+    "postgres" => StoreWord::Postgres,
+    "memory" => StoreWord::Memory,
+});
+
+/// `[outbound]`: its keys are known, and mean nothing yet.
+pub(crate) struct Outbound;
+
+impl FromNode for Outbound {
+    fn from_node(node: Node, problems: &mut Problems) -> Option<Self> {
+        table(node, problems, |table| {
+            table.field::<ListenAddress>("listen");
+            table.field::<Vec<At<Account>>>("accounts");
+            Self
+        })
+    }
+}
+
+/// One of `[[outbound.accounts]]`
+struct Account;
+
+impl FromNode for Account {
+    fn from_node(node: Node, problems: &mut Problems) -> Option<Self> {
+        table(node, problems, |table| {
+            table.field::<String>("client");
+            table.field::<String>("environment");
+            table.field::<String>("base_url");
+            table.field::<Family>("family");
+            Self
+        })
+    }
+}
+
+pub(crate) struct Log {
+    pub(crate) format: Field<LogFormat>,
+    pub(crate) level: Field<LevelFilter>,
+}
+
+impl Log {
+    pub(crate) fn read(table: &mut Table<'_>) -> Self {
+        Self {
+            format: table.field("format"),
+            level: table.field("level"),
+        }
+    }
+}
+
+words!(LogFormat {
+    "json" => LogFormat::Json,
+    "text" => LogFormat::Text,
+});
+
+words!(LevelFilter {
+    "off" => LevelFilter::OFF,
+    "error" => LevelFilter::ERROR,
+    "warn" => LevelFilter::WARN,
+    "info" => LevelFilter::INFO,
+    "debug" => LevelFilter::DEBUG,
+    "trace" => LevelFilter::TRACE,
+});

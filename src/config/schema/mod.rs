@@ -1,0 +1,50 @@
+//! What may be written: one type per table, with nothing decided yet.
+//!
+//! Keys of features that are not built yet are known here too, so that a configuration which uses
+//! one is told so, and is not told that the key doesn't exist.
+
+mod clients;
+mod ledger;
+mod routes;
+mod server;
+mod upstreams;
+
+pub(crate) use clients::{Client, NotAfter, SecretEntry, SecretSource};
+pub(crate) use ledger::{Ledger, Log, Outbound, StoreWord};
+pub(crate) use routes::{Condition, Idempotency, MethodWord, Route, Scalar, SignedPath};
+pub(crate) use server::{Admin, PerFamily, Rate, Server, Signature, Tls};
+pub(crate) use upstreams::{HeaderSource, Upstream};
+
+use super::problem::Problems;
+use super::tree::Node;
+use super::value::{At, Field, Named, table};
+
+/// The whole file.
+pub(crate) struct Configuration {
+    pub(crate) server: Server,
+    pub(crate) admin: Admin,
+    pub(crate) upstreams: Field<Named<Upstream>>,
+    pub(crate) signature: Signature,
+    pub(crate) clients: Field<Vec<At<Client>>>,
+    pub(crate) routes: Field<Vec<At<Route>>>,
+    pub(crate) ledger: Ledger,
+    pub(crate) outbound: Field<Outbound>,
+    pub(crate) log: Log,
+}
+
+impl Configuration {
+    /// Reads the tree; what is unknown or of a wrong type is reported.
+    pub(crate) fn read(root: Node, problems: &mut Problems) -> Option<Self> {
+        table(root, problems, |table| Self {
+            server: table.section("server", Server::read),
+            admin: table.section("admin", Admin::read),
+            upstreams: table.field("upstreams"),
+            signature: table.section("signature", Signature::read),
+            clients: table.field("clients"),
+            routes: table.field("routes"),
+            ledger: table.section("ledger", Ledger::read),
+            outbound: table.field("outbound"),
+            log: table.section("log", Log::read),
+        })
+    }
+}
