@@ -59,7 +59,13 @@ impl Control {
         let life = Arc::clone(&control.life);
         let server = &settings.server;
         let connections = || control.connections.connections();
-        life.drain(&control.common, server.drain_delay, server.drain_within, connections).await;
+        life.drain(
+            &control.common,
+            server.drain_delay,
+            server.drain_within,
+            connections,
+        )
+        .await;
         sweeping.abort();
         stop_admin.cancel();
         let _ = admin.await;
@@ -85,7 +91,10 @@ async fn sweep(ledger: Arc<dyn Ledger>) {
 
 impl admin::Control for Control {
     fn readiness(&self) -> Readiness {
-        Readiness { phase: self.life.phase(), degraded: Vec::new() }
+        Readiness {
+            phase: self.life.phase(),
+            degraded: Vec::new(),
+        }
     }
 
     fn start_drain(&self, by: &str) {
@@ -94,8 +103,10 @@ impl admin::Control for Control {
     }
 
     fn render_metrics(&self, ledger: Option<&Stats>) -> String {
-        self.metrics.set_signatures_remembered(self.common.remembered_signatures());
-        self.metrics.set_limited_addresses(self.common.limited_addresses());
+        self.metrics
+            .set_signatures_remembered(self.common.remembered_signatures());
+        self.metrics
+            .set_limited_addresses(self.common.limited_addresses());
         let connections = &self.metrics.sources().connections;
         connections.store(self.connections.connections(), Ordering::Relaxed);
         self.metrics.render(&figures(ledger))
@@ -107,8 +118,14 @@ fn figures(stats: Option<&Stats>) -> LedgerFigures {
         let numbers = stats.records.into_iter().zip(stats.oldest);
         let states = State::ALL.into_iter().zip(numbers);
         states
-            .map(|(state, (records, oldest))| StateFigures { state: state.as_str(), records, oldest })
+            .map(|(state, (records, oldest))| StateFigures {
+                state: state.as_str(),
+                records,
+                oldest,
+            })
             .collect()
     };
-    LedgerFigures { states: stats.map(of).unwrap_or_default() }
+    LedgerFigures {
+        states: stats.map(of).unwrap_or_default(),
+    }
 }

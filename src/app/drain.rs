@@ -86,25 +86,32 @@ impl Life {
         self.unless_hurried(tokio::time::sleep(delay)).await;
 
         tracing::info!(
-            tikigate.running = common.running_calls(), tikigate.connections = connections(),
+            tikigate.running = common.running_calls(),
+            tikigate.connections = connections(),
             "draining: no new connections, finishing what runs"
         );
         common.refuse_new_calls();
         self.closing.cancel();
         let finished = async {
             let deadline = started + delay + within;
-            tokio::time::timeout_at(deadline, all_done(common, &connections)).await.is_ok()
+            tokio::time::timeout_at(deadline, all_done(common, &connections))
+                .await
+                .is_ok()
         };
         if self.unless_hurried(finished).await != Some(true) {
             tracing::warn!(
-                tikigate.running = common.running_calls(), tikigate.connections = connections(),
+                tikigate.running = common.running_calls(),
+                tikigate.connections = connections(),
                 "draining: out of time, what runs is given up and recorded as unknown where it may have been sent"
             );
             common.abandon_running_calls();
             let _ = tokio::time::timeout(LAST_MOMENT, all_done(common, &connections)).await;
         }
         self.abort.cancel();
-        tracing::info!(tikigate.seconds = started.elapsed().as_secs_f64(), "drained");
+        tracing::info!(
+            tikigate.seconds = started.elapsed().as_secs_f64(),
+            "drained"
+        );
         self.ended.cancel();
     }
 

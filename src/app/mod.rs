@@ -79,23 +79,32 @@ impl App {
         let admin_listener = server::bind(&settings.admin.listen, 1)?
             .pop()
             .ok_or_else(|| StartError::Settings("admin.listen gave no listener".to_owned()))?;
-        let address = listeners
-            .first()
-            .map_or_else(|| settings.server.listen.clone(), server::Listener::local_address);
+        let address = listeners.first().map_or_else(
+            || settings.server.listen.clone(),
+            server::Listener::local_address,
+        );
         let admin_address = admin_listener.local_address();
 
         let owner = Owner(random()?);
         let common = Common::new(Arc::clone(&settings), clock, Arc::clone(&ledger), owner)
             .map_err(StartError::Settings)?;
         let connections = Arc::new(server::Shared::new(settings.server.max_connections));
-        let sources = Sources { log_lines_dropped: log.lines_dropped(), ..Sources::default() };
+        let sources = Sources {
+            log_lines_dropped: log.lines_dropped(),
+            ..Sources::default()
+        };
         let metrics = Metrics::new(Common::labels(&settings, sources), workers);
         let life = Arc::new(Life::new());
 
         let mut threads = Vec::with_capacity(workers + 1);
         for (number, listener) in listeners.into_iter().enumerate() {
             let worker = Worker {
-                gate: (Arc::clone(&common), metrics.worker(number), log.access(number), random()?),
+                gate: (
+                    Arc::clone(&common),
+                    metrics.worker(number),
+                    log.access(number),
+                    random()?,
+                ),
                 listener,
                 limits: server::Limits::from(&settings.server),
                 connections: Arc::clone(&connections),
@@ -118,7 +127,14 @@ impl App {
         let running = control.run(admin_listener, admin_settings, Arc::clone(&settings));
         threads.push(spawn("control".to_owned(), running)?);
         life.serving();
-        Ok(Self { address, admin_address, life, common, ledger, threads })
+        Ok(Self {
+            address,
+            admin_address,
+            life,
+            common,
+            ledger,
+            threads,
+        })
     }
 
     /// Where Tiki's calls arrive.
@@ -143,7 +159,9 @@ impl App {
 
     /// A handle that can end this gate from elsewhere.
     pub fn stopper(&self) -> Stopper {
-        Stopper { life: Arc::clone(&self.life) }
+        Stopper {
+            life: Arc::clone(&self.life),
+        }
     }
 
     /// Waits until the gate has ended. Something must have started the drain.
@@ -180,7 +198,12 @@ impl Stopper {
 
 /// What one worker thread needs.
 struct Worker {
-    gate: (Arc<Common>, crate::metrics::Worker, crate::telemetry::AccessLog, u64),
+    gate: (
+        Arc<Common>,
+        crate::metrics::Worker,
+        crate::telemetry::AccessLog,
+        u64,
+    ),
     listener: server::Listener,
     limits: server::Limits,
     connections: Arc<server::Shared>,
@@ -194,8 +217,15 @@ impl Worker {
         let service = gate.service::<hyper::body::Incoming>();
         let closing = self.life.closing();
         let abort = self.life.abort();
-        let served =
-            server::serve(self.listener, self.limits, self.connections, service, closing, abort).await;
+        let served = server::serve(
+            self.listener,
+            self.limits,
+            self.connections,
+            service,
+            closing,
+            abort,
+        )
+        .await;
         if let Err(error) = served {
             tracing::error!(%error, "a worker can't serve");
         }
@@ -206,8 +236,14 @@ impl Worker {
 
 fn open_ledger(settings: &Settings, clock: &Clock) -> Arc<dyn Ledger> {
     match settings.ledger.store {
-        Store::Memory { max_records, max_bytes } => {
-            let limits = MemoryLimits { max_records, max_bytes };
+        Store::Memory {
+            max_records,
+            max_bytes,
+        } => {
+            let limits = MemoryLimits {
+                max_records,
+                max_bytes,
+            };
             Arc::new(MemoryLedger::new(clock.clone(), limits))
         }
     }
@@ -241,7 +277,9 @@ fn spawn(
 }
 
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
 }
 
 fn random() -> Result<u64, StartError> {

@@ -95,7 +95,10 @@ pub fn defaults(config: Option<&Path>) -> Result<Defaults, ClientError> {
     let settings = match config::load(&path, &environment) {
         Ok(loaded) => loaded.settings,
         Err(problems) => {
-            let problem = problems.first().map(ToString::to_string).unwrap_or_default();
+            let problem = problems
+                .first()
+                .map(ToString::to_string)
+                .unwrap_or_default();
             return Err(ClientError::BadConfig { problem });
         }
     };

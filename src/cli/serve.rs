@@ -61,10 +61,15 @@ fn tell(problems: &[Problem]) {
 fn serve(settings: config::Settings) -> anyhow::Result<()> {
     // One buffer more than there are workers: the tests' and the control thread's lines share it.
     let log = telemetry::init(&settings.log, settings.server.workers)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let mut signals = {
         let _entered = runtime.enter();
-        Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? }
+        Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        }
     };
     let workers = settings.server.workers;
     let app = App::start(settings, Clock::system(), &log)?;

@@ -70,7 +70,10 @@ impl<S> Layer<S> for AdmitLayer {
     type Service = Admit<S>;
 
     fn layer(&self, inner: S) -> Admit<S> {
-        Admit { inner, admission: Arc::clone(&self.admission) }
+        Admit {
+            inner,
+            admission: Arc::clone(&self.admission),
+        }
     }
 }
 
@@ -88,8 +91,13 @@ where
 
     fn call(&mut self, call: Call<B>) -> Self::Future {
         match self.admission.admit(LimitKey::from(call.facts.address)) {
-            Ok(admitted) => Admitting::In { _admitted: admitted, inner: self.inner.call(call) },
-            Err(refusal) => Admitting::Out { refusal: Some(refusal) },
+            Ok(admitted) => Admitting::In {
+                _admitted: admitted,
+                inner: self.inner.call(call),
+            },
+            Err(refusal) => Admitting::Out {
+                refusal: Some(refusal),
+            },
         }
     }
 }

@@ -34,7 +34,11 @@ pub struct Answer {
 impl Answer {
     /// An answer that the ledger kept.
     pub fn replay(kept: KeptAnswer) -> Self {
-        Self { kept, replayed: true, attempt: None }
+        Self {
+            kept,
+            replayed: true,
+            attempt: None,
+        }
     }
 }
 
@@ -61,5 +65,9 @@ pub(super) fn platform_failure(status: StatusCode, code: &str, message: &str) ->
 
 fn json_answer(status: StatusCode, body: Bytes) -> KeptAnswer {
     let json = HeaderValue::from_static("application/json");
-    KeptAnswer { status, headers: vec![(CONTENT_TYPE, json)], body }
+    KeptAnswer {
+        status,
+        headers: vec![(CONTENT_TYPE, json)],
+        body,
+    }
 }

@@ -55,7 +55,12 @@ pub(super) async fn fetch(gate: &Arc<Gate>, claimable: Claimable) -> Result<Answ
         send_by: message.answer_by(),
         settle_by: message.answer_by(),
     };
-    let sending = Sending { fence: None, running: None, attempt: 1, deadlines };
+    let sending = Sending {
+        fence: None,
+        running: None,
+        attempt: 1,
+        deadlines,
+    };
     let sent = send(gate, message, None, sending).await;
     understand(message, sent, 1).answer
 }
@@ -86,11 +91,18 @@ async fn unkeyed(
     running: &Arc<Running>,
     deadlines: Deadlines,
 ) -> Verdict {
-    let sending = Sending { fence: None, running: Some(Arc::clone(running)), attempt: 1, deadlines };
+    let sending = Sending {
+        fence: None,
+        running: Some(Arc::clone(running)),
+        attempt: 1,
+        deadlines,
+    };
     let sent = send(gate, message, None, sending).await;
     let understood = understand(message, sent, 1);
     if matches!(understood.settlement, Settlement::Done(..)) {
-        gate.common.signatures.answered(SignatureKey::from(&message.mac));
+        gate.common
+            .signatures
+            .answered(SignatureKey::from(&message.mac));
     }
     Verdict::Shared(understood.answer)
 }
@@ -114,7 +126,11 @@ async fn keyed(
         Err(error) => return Verdict::Shared(Err(ledger_refusal(&error))),
     };
     let _ = message.facts.attempt.set(fence.attempt);
-    let guard = ClaimGuard { gate: Arc::clone(gate), fence, armed: true };
+    let guard = ClaimGuard {
+        gate: Arc::clone(gate),
+        fence,
+        armed: true,
+    };
     let sending = Sending {
         fence: Some(fence),
         running: Some(Arc::clone(running)),
@@ -148,7 +164,10 @@ fn claim(
             OnUnknown::Resend => Policy::Resend,
         },
         keep: rule.keep,
-        may_run_for: deadlines.settle_by.saturating_duration_since(Instant::now()) + QUIET,
+        may_run_for: deadlines
+            .settle_by
+            .saturating_duration_since(Instant::now())
+            + QUIET,
         route: Arc::clone(&claimable.message.plan.name),
     }
 }
@@ -231,7 +250,9 @@ async fn forward(
         answer_limit: message.plan.route.answer_limit,
         send_by: sending.deadlines.send_by,
         settle_by: sending.deadlines.settle_by,
-        fence: sending.fence.map(|fence| (Arc::clone(&gate.common.ledger), fence)),
+        fence: sending
+            .fence
+            .map(|fence| (Arc::clone(&gate.common.ledger), fence)),
         running: sending.running,
     };
     stack.call(outgoing).await
@@ -280,7 +301,10 @@ fn understand_answer(message: &Message, answer: &BackendAnswer, attempt: u32) ->
         Class::Success | Class::Declined => {
             let kept = outcome::final_answer(route, class, answer);
             let answer = Ok(with_facts(kept.clone()));
-            return Understood { settlement: Settlement::Done(kept, cause), answer };
+            return Understood {
+                settlement: Settlement::Done(kept, cause),
+                answer,
+            };
         }
         Class::NotApplied => Settlement::Released(cause),
         Class::CantSay => Settlement::Unknown(cause),
@@ -316,7 +340,10 @@ fn understand_fault(fault: ForwardFault) -> Understood {
             Refusal::UpstreamFailed(fault),
         ),
     };
-    Understood { settlement, answer: Err(refusal) }
+    Understood {
+        settlement,
+        answer: Err(refusal),
+    }
 }
 
 /// Records what became of the attempt. An owner that holds an answer which its store can't take

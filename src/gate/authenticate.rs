@@ -82,7 +82,9 @@ pub struct ClientPlan {
 
 impl std::fmt::Debug for ClientPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ClientPlan").field("client", &self.client.name).finish_non_exhaustive()
+        f.debug_struct("ClientPlan")
+            .field("client", &self.client.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -133,7 +135,9 @@ impl Clients {
         let of = |client: &Arc<Client>| {
             let name = client.name.clone();
             let secrets = client.secrets.iter();
-            secrets.map(|secret| (name.clone(), secret.name.clone())).collect::<Vec<_>>()
+            secrets
+                .map(|secret| (name.clone(), secret.name.clone()))
+                .collect::<Vec<_>>()
         };
         settings.clients.iter().flat_map(of).collect()
     }
@@ -184,7 +188,12 @@ where
     };
     let _ = call.facts.body_size.set(body.len());
 
-    let SignatureHeaders { family, timestamp, mac, .. } = signature;
+    let SignatureHeaders {
+        family,
+        timestamp,
+        mac,
+        ..
+    } = signature;
     let matched = verifier
         .finish(&mac)
         .ok_or(Refusal::Unauthenticated(AuthFault::BadSignature))?;
@@ -192,7 +201,17 @@ where
     let _ = call.facts.client.set(Arc::clone(&client.client));
     let client = Arc::clone(client);
     Ok(Authentic {
-        message: Message { facts: call.facts, plan, client, head, body, family, timestamp, mac, _seal: Seal },
+        message: Message {
+            facts: call.facts,
+            plan,
+            client,
+            head,
+            body,
+            family,
+            timestamp,
+            mac,
+            _seal: Seal,
+        },
     })
 }
 
@@ -201,10 +220,7 @@ fn answer_by(facts: &Facts, plan: &RoutePlan) -> Instant {
 }
 
 /// The client's secrets that still count, with their places among all of its secrets.
-fn accepted_secrets(
-    client: &ClientPlan,
-    now: SystemTime,
-) -> SmallVec<[(usize, &ClientSecret); 2]> {
+fn accepted_secrets(client: &ClientPlan, now: SystemTime) -> SmallVec<[(usize, &ClientSecret); 2]> {
     let secrets = client.client.secrets.iter().enumerate();
     secrets
         .filter(|(_, secret)| secret.not_after.is_none_or(|end| now < end))
@@ -230,7 +246,10 @@ fn refuse_body<B: Body>(body: &B) -> Result<(), Refusal> {
 /// Feeds the path and query as Tiki signed them: those on the wire, with the route's own prefix
 /// taken off and another put in front.
 fn verify_path(verifier: &mut Verifier, head: &Parts, plan: &RoutePlan) {
-    let on_wire = head.uri.path_and_query().map_or("/", |target| target.as_str());
+    let on_wire = head
+        .uri
+        .path_and_query()
+        .map_or("/", |target| target.as_str());
     let rule = &plan.route.signed_path;
     let rest = on_wire.strip_prefix(rule.strip.as_str()).unwrap_or(on_wire);
     verifier.update(rule.add.as_bytes());
@@ -257,8 +276,14 @@ where
     let mut rest = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Refusal::BodyTimeout(BodyFault::BrokenOff))?;
-        let Ok(data) = frame.into_data() else { continue };
-        let so_far = if rest.is_empty() { first.len() } else { rest.len() };
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        let so_far = if rest.is_empty() {
+            first.len()
+        } else {
+            rest.len()
+        };
         if data.len() > limit - so_far {
             return Err(Refusal::BodyTooLarge);
         }
@@ -273,7 +298,11 @@ where
         }
         rest.extend_from_slice(&data);
     }
-    Ok(if rest.is_empty() { first } else { rest.freeze() })
+    Ok(if rest.is_empty() {
+        first
+    } else {
+        rest.freeze()
+    })
 }
 
 /// The length that the head declares; the route step made sure that there is at most one.

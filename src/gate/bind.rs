@@ -50,7 +50,12 @@ pub fn bind(
     now: SystemTime,
     valid: Valid,
 ) -> Result<Bound, Refusal> {
-    let Valid { message, dated, identity, .. } = valid;
+    let Valid {
+        message,
+        dated,
+        identity,
+        ..
+    } = valid;
     let key = SignatureKey::from(&message.mac);
     let route = message.plan.index;
     // Without a key nothing else tells the second copy of a call from the first.
@@ -72,7 +77,12 @@ pub fn bind(
     if standing == Standing::Timely {
         let _ = message.facts.signature.set(key);
     }
-    Ok(Bound { message, identity, standing, _seal: Seal })
+    Ok(Bound {
+        message,
+        identity,
+        standing,
+        _seal: Seal,
+    })
 }
 
 /// Whether the route takes calls of this age on its ledger's word alone (`resend_age`).

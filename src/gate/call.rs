@@ -146,7 +146,9 @@ impl TraceParent {
     pub fn parse(value: &[u8]) -> Option<Self> {
         let text: [u8; 55] = value.try_into().ok()?;
         let hex = |range: std::ops::Range<usize>| {
-            text[range].iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+            text[range]
+                .iter()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
         };
         let not_zero = |range: std::ops::Range<usize>| text[range].iter().any(|byte| *byte != b'0');
         let dashes = [2, 35, 52].iter().all(|at| text[*at] == b'-');
@@ -185,7 +187,10 @@ mod tests {
     fn only_a_well_formed_traceparent_is_believed() {
         let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let parsed = TraceParent::parse(good.as_bytes());
-        assert_eq!(parsed.map(|trace| trace.trace_id().to_owned()), Some(good[3..35].to_owned()));
+        assert_eq!(
+            parsed.map(|trace| trace.trace_id().to_owned()),
+            Some(good[3..35].to_owned())
+        );
         for bad in [
             "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
             "00-00000000000000000000000000000000-00f067aa0ba902b7-01",

@@ -13,7 +13,9 @@ use tokio::time::Instant;
 use tower::limit::{ConcurrencyLimit, GlobalConcurrencyLimitLayer};
 use tower::{Layer, Service};
 
-use crate::client::{BackendAnswer, ConnectionKind, Reserved, SendFault, SendFaultKind, Sent, Upstream};
+use crate::client::{
+    BackendAnswer, ConnectionKind, Reserved, SendFault, SendFaultKind, Sent, Upstream,
+};
 use crate::ledger::{Fence, Ledger, LedgerError, PermitError};
 use crate::tiki::PayloadKind;
 
@@ -138,7 +140,9 @@ async fn send_on(
         running.note_sending();
     }
     let request = outgoing.request.clone();
-    Ok(reserved.send(request, outgoing.settle_by, outgoing.answer_limit).await)
+    Ok(reserved
+        .send(request, outgoing.settle_by, outgoing.answer_limit)
+        .await)
 }
 
 fn maybe_sent(kind: SendFaultKind) -> ForwardFault {
@@ -207,7 +211,11 @@ fn clean_headers(
     }
     if !plan.route.strip_signature {
         let family = message.family;
-        for name in [family.timestamp_header(), family.client_id_header(), family.signature_header()] {
+        for name in [
+            family.timestamp_header(),
+            family.client_id_header(),
+            family.signature_header(),
+        ] {
             copy(from_caller, &mut headers, name);
         }
     }
@@ -219,8 +227,14 @@ fn clean_headers(
     if let Some(partner_code) = &message.client.partner_code {
         headers.insert(PARTNER_CODE, partner_code.clone());
     }
-    headers.insert(REQUEST_ID, HeaderValue::try_from(facts.request_id.to_string())?);
-    headers.insert(FORWARDED_FOR, HeaderValue::try_from(facts.address.to_string())?);
+    headers.insert(
+        REQUEST_ID,
+        HeaderValue::try_from(facts.request_id.to_string())?,
+    );
+    headers.insert(
+        FORWARDED_FOR,
+        HeaderValue::try_from(facts.address.to_string())?,
+    );
     headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     for (name, secret) in &plan.upstream.set_headers {
         let mut value = HeaderValue::from_bytes(secret.expose())?;
@@ -239,7 +253,10 @@ fn copy(from: &HeaderMap, to: &mut HeaderMap, name: &HeaderName) {
 /// A key as a header's value: visible ASCII as it is, the rest and `%` percent-encoded, so that no
 /// backend trims or misreads it.
 fn key_value(key: &str) -> Result<HeaderValue, http::Error> {
-    if key.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'%') {
+    if key
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && byte != b'%')
+    {
         return Ok(HeaderValue::try_from(key)?);
     }
     let mut encoded = String::with_capacity(key.len() * 3);

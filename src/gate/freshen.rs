@@ -29,5 +29,9 @@ pub fn freshen(now: SystemTime, authentic: Authentic) -> Freshened {
         Freshness::TooOld => Some(Dated::TooOld),
         Freshness::TooFarAhead => Some(Dated::TooFarAhead),
     };
-    Freshened { message, dated, _seal: Seal }
+    Freshened {
+        message,
+        dated,
+        _seal: Seal,
+    }
 }

@@ -44,8 +44,14 @@ pub async fn idempotency(gate: &Arc<Gate>, claimable: Claimable) -> Result<Answe
 
 fn run_key(claimable: &Claimable) -> (RunKey, Option<Fingerprint>) {
     match &claimable.identity {
-        Some(identity) => (RunKey::Message(identity.key.clone()), Some(identity.fingerprint)),
-        None => (RunKey::Signature(SignatureKey::from(&claimable.message.mac)), None),
+        Some(identity) => (
+            RunKey::Message(identity.key.clone()),
+            Some(identity.fingerprint),
+        ),
+        None => (
+            RunKey::Signature(SignatureKey::from(&claimable.message.mac)),
+            None,
+        ),
     }
 }
 
@@ -53,7 +59,9 @@ fn run_key(claimable: &Claimable) -> (RunKey, Option<Fingerprint>) {
 async fn run(gate: &Arc<Gate>, claimable: Claimable, lead: Lead) -> Result<Answer, Refusal> {
     let answer_by = claimable.message.answer_by();
     let running = Arc::clone(lead.running());
-    gate.common.tasks.spawn(attempt::detached(Arc::clone(gate), claimable, lead));
+    gate.common
+        .tasks
+        .spawn(attempt::detached(Arc::clone(gate), claimable, lead));
     match tokio::time::timeout_at(answer_by, running.verdict()).await {
         Ok(Verdict::Shared(result)) => result,
         Ok(Verdict::Own(refusal)) => Err(refusal),

@@ -122,7 +122,6 @@ impl AddressLimits {
     pub(super) fn len(&self) -> usize {
         self.buckets.len()
     }
-
 }
 
 /// Buckets by address. Forged calls come from as many addresses as their sender likes, so the
@@ -172,7 +171,10 @@ impl StateStore for SharedBuckets {
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
         let buckets = &self.0;
-        let mut shard = buckets.shard(key).lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shard = buckets
+            .shard(key)
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(arrival) = shard.get_mut(key) {
             let (decision, next) = f(Some(*arrival))?;
             *arrival = next;
@@ -198,7 +200,10 @@ mod tests {
     use super::*;
     use std::time::SystemTime;
 
-    const RATE: Rate = Rate { per_second: 2, burst: 4 };
+    const RATE: Rate = Rate {
+        per_second: 2,
+        burst: 4,
+    };
 
     fn taken(mut take: impl FnMut() -> Result<(), Refusal>) -> usize {
         (0..100).take_while(|_| take().is_ok()).count()

@@ -92,7 +92,12 @@ pub struct Gate {
 
 impl Gate {
     /// A worker's gate. Its backend connections belong to the runtime that calls it.
-    pub fn new(common: Arc<Common>, metrics: metrics::Worker, log: AccessLog, random: u64) -> Arc<Self> {
+    pub fn new(
+        common: Arc<Common>,
+        metrics: metrics::Worker,
+        log: AccessLog,
+        random: u64,
+    ) -> Arc<Self> {
         let permits = common.upstream_permits.iter();
         let stacks = common
             .settings
@@ -104,7 +109,13 @@ impl Gate {
             })
             .collect();
         let request_ids = RequestIds::new(random);
-        Arc::new(Self { common, stacks, request_ids, metrics, log })
+        Arc::new(Self {
+            common,
+            stacks,
+            request_ids,
+            metrics,
+            log,
+        })
     }
 
     /// The steps of a call, in their order.
@@ -130,20 +141,26 @@ impl Gate {
     /// This gate behind its layers, as the server calls it.
     pub fn service<B>(
         self: &Arc<Self>,
-    ) -> impl Service<
-        Arrived<B>,
-        Response = Response<Full<Bytes>>,
-        Error = Infallible,
-        Future: Send,
-    > + Clone + Send + use<B>
+    ) -> impl Service<Arrived<B>, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send>
+    + Clone
+    + Send
+    + use<B>
     where
         B: Body<Data = Bytes> + Send + 'static,
     {
         ServiceBuilder::new()
-            .layer(ObserveLayer { gate: Arc::clone(self) })
-            .layer(RespondLayer { refuse_with: self.common.settings.signature.refuse_with })
-            .layer(AdmitLayer { admission: Arc::clone(&self.common.admission) })
-            .service(Steps { gate: Arc::clone(self) })
+            .layer(ObserveLayer {
+                gate: Arc::clone(self),
+            })
+            .layer(RespondLayer {
+                refuse_with: self.common.settings.signature.refuse_with,
+            })
+            .layer(AdmitLayer {
+                admission: Arc::clone(&self.common.admission),
+            })
+            .service(Steps {
+                gate: Arc::clone(self),
+            })
     }
 }
 
@@ -206,7 +223,8 @@ impl Common {
             draining: AtomicBool::new(false),
         };
         let permits = settings.upstreams.iter();
-        let upstream_permits = permits.map(|upstream| Arc::new(Semaphore::new(upstream.max_in_flight)));
+        let upstream_permits =
+            permits.map(|upstream| Arc::new(Semaphore::new(upstream.max_in_flight)));
         Ok(Arc::new(Self {
             routes: RouteTable::new(&settings)?,
             clients: Clients::new(&settings, &clock)?,
@@ -228,7 +246,11 @@ impl Common {
     pub fn labels(settings: &Settings, sources: metrics::Sources) -> metrics::Labels {
         metrics::Labels {
             sources,
-            routes: settings.routes.iter().map(|route| route.name.clone()).collect(),
+            routes: settings
+                .routes
+                .iter()
+                .map(|route| route.name.clone())
+                .collect(),
             refusals: Refusal::labels(),
             secrets: Clients::secret_labels(settings),
         }
@@ -236,12 +258,18 @@ impl Common {
 
     /// The namespaces that the routes use, each with its definition.
     pub fn namespaces(settings: &Settings) -> Vec<(Arc<str>, Definition)> {
-        let rules = settings.routes.iter().filter_map(|route| route.idempotency.as_ref());
+        let rules = settings
+            .routes
+            .iter()
+            .filter_map(|route| route.idempotency.as_ref());
         rules
             .map(|rule| {
                 let key = rule.spec.key_text();
                 let fingerprint = rule.spec.fingerprint_text();
-                (Arc::from(rule.namespace.as_str()), Definition { key, fingerprint })
+                (
+                    Arc::from(rule.namespace.as_str()),
+                    Definition { key, fingerprint },
+                )
             })
             .collect()
     }

@@ -41,7 +41,10 @@ impl<S> Layer<S> for ObserveLayer {
     type Service = Observe<S>;
 
     fn layer(&self, inner: S) -> Observe<S> {
-        Observe { inner, gate: Arc::clone(&self.gate) }
+        Observe {
+            inner,
+            gate: Arc::clone(&self.gate),
+        }
     }
 }
 
@@ -59,9 +62,15 @@ where
 
     fn call(&mut self, arrived: Arrived<B>) -> Self::Future {
         let headers = arrived.request.headers();
-        let address = self.gate.common.trusted_proxies.client_address(arrived.peer, headers);
+        let address = self
+            .gate
+            .common
+            .trusted_proxies
+            .client_address(arrived.peer, headers);
         let mut traces = headers.get_all("traceparent").iter();
-        let trace = traces.next().and_then(|value| TraceParent::parse(value.as_bytes()));
+        let trace = traces
+            .next()
+            .and_then(|value| TraceParent::parse(value.as_bytes()));
         let trace = trace.filter(|_| traces.next().is_none());
         let request_id = self.gate.request_ids.next();
         let facts = Arc::new(Facts::new(request_id, arrived.first_byte, address, trace));
@@ -73,7 +82,10 @@ where
             _in_flight: self.gate.metrics.in_flight(),
             reported: false,
         };
-        Observing { inner: self.inner.call(Call { arrived, facts }), report }
+        Observing {
+            inner: self.inner.call(Call { arrived, facts }),
+            report,
+        }
     }
 }
 
@@ -126,7 +138,9 @@ impl Report {
     fn expect_again(&self) {
         if let Some(signature) = self.facts.signature.get() {
             let common = &self.gate.common;
-            common.signatures.expect_again(*signature, common.clock.monotonic());
+            common
+                .signatures
+                .expect_again(*signature, common.clock.monotonic());
         }
     }
 
@@ -158,7 +172,9 @@ impl Report {
             idempotency_key: facts.key.get().map(AsRef::as_ref),
             status: Some(status),
             error: refusal.map(Refusal::code),
-            reason: refusal.map(Refusal::reason).filter(|reason| !reason.is_empty()),
+            reason: refusal
+                .map(Refusal::reason)
+                .filter(|reason| !reason.is_empty()),
             attempt: facts.attempt.get().copied(),
             replayed: facts.replayed.get().map(|()| true),
             upstream_status: facts.upstream_status.get().copied(),

@@ -80,7 +80,10 @@ struct Told {
 impl Told {
     fn by(rules: &OutcomeRules, answer: &BackendAnswer) -> Self {
         if rules.success_when.is_none() && rules.failed_when.is_none() {
-            return Self { success: Some(true), failure: Some(false) };
+            return Self {
+                success: Some(true),
+                failure: Some(false),
+            };
         }
         if answer.oversized {
             return Self {
@@ -90,7 +93,9 @@ impl Told {
         }
         let value: Option<Value> = serde_json::from_slice(&answer.body).ok();
         let holds = |condition: &Condition| {
-            value.as_ref().is_some_and(|value| condition_holds(condition, value))
+            value
+                .as_ref()
+                .is_some_and(|value| condition_holds(condition, value))
         };
         Self {
             success: Some(rules.success_when.as_ref().is_none_or(holds)),
@@ -166,7 +171,10 @@ mod tests {
     use serde_json::json;
 
     fn statuses(codes: &[u16]) -> Vec<StatusCode> {
-        codes.iter().map(|code| StatusCode::from_u16(*code).unwrap()).collect()
+        codes
+            .iter()
+            .map(|code| StatusCode::from_u16(*code).unwrap())
+            .collect()
     }
 
     fn rules() -> OutcomeRules {
@@ -179,7 +187,10 @@ mod tests {
     }
 
     fn when(pointer: &str, equals: Value) -> Option<Condition> {
-        Some(Condition { pointer: Pointer::parse(pointer).unwrap(), equals })
+        Some(Condition {
+            pointer: Pointer::parse(pointer).unwrap(),
+            equals,
+        })
     }
 
     fn answer(status: u16, body: &str) -> BackendAnswer {
@@ -196,8 +207,14 @@ mod tests {
         let by_class = [
             (Class::Success, &[200, 201, 204, 299][..]),
             (Class::Declined, &[400, 409, 410, 422]),
-            (Class::NotApplied, &[401, 403, 404, 405, 408, 421, 425, 426, 429]),
-            (Class::CantSay, &[101, 300, 302, 304, 402, 418, 500, 501, 502, 503, 504, 599]),
+            (
+                Class::NotApplied,
+                &[401, 403, 404, 405, 408, 421, 425, 426, 429],
+            ),
+            (
+                Class::CantSay,
+                &[101, 300, 302, 304, 402, 418, 500, 501, 502, 503, 504, 599],
+            ),
         ];
         for (class, codes) in by_class {
             for code in codes {
@@ -211,38 +228,76 @@ mod tests {
         let failure = r#"{"data":null,"error":{"code":"1","message":"invalid transaction id"}}"#;
         assert_eq!(classify(&rules(), &answer(500, failure)), Class::NotApplied);
         assert_eq!(classify(&rules(), &answer(503, failure)), Class::CantSay);
-        assert_eq!(classify(&rules(), &answer(500, "<h1>Fatal error</h1>")), Class::CantSay);
+        assert_eq!(
+            classify(&rules(), &answer(500, "<h1>Fatal error</h1>")),
+            Class::CantSay
+        );
     }
 
     #[test]
     fn conditions_decide_where_they_are_given() {
         let mut rules = rules();
         rules.success_when = when("/code", json!(0));
-        assert_eq!(classify(&rules, &answer(200, r#"{"code":0}"#)), Class::Success);
-        assert_eq!(classify(&rules, &answer(200, r#"{"code":0.0}"#)), Class::Success);
+        assert_eq!(
+            classify(&rules, &answer(200, r#"{"code":0}"#)),
+            Class::Success
+        );
+        assert_eq!(
+            classify(&rules, &answer(200, r#"{"code":0.0}"#)),
+            Class::Success
+        );
         for body in [r#"{"code":1}"#, r#"{"code":"0"}"#, "{}", "no json", ""] {
-            assert_eq!(classify(&rules, &answer(200, body)), Class::CantSay, "{body}");
+            assert_eq!(
+                classify(&rules, &answer(200, body)),
+                Class::CantSay,
+                "{body}"
+            );
         }
         rules.failed_when = when("/code", json!(2));
-        assert_eq!(classify(&rules, &answer(200, r#"{"code":2}"#)), Class::NotApplied);
-        assert_eq!(classify(&rules, &answer(422, r#"{"code":2}"#)), Class::NotApplied);
-        assert_eq!(classify(&rules, &answer(200, r#"{"code":3}"#)), Class::CantSay);
+        assert_eq!(
+            classify(&rules, &answer(200, r#"{"code":2}"#)),
+            Class::NotApplied
+        );
+        assert_eq!(
+            classify(&rules, &answer(422, r#"{"code":2}"#)),
+            Class::NotApplied
+        );
+        assert_eq!(
+            classify(&rules, &answer(200, r#"{"code":3}"#)),
+            Class::CantSay
+        );
         rules.failed_when = when("/code", json!(0));
-        assert_eq!(classify(&rules, &answer(200, r#"{"code":0}"#)), Class::CantSay);
+        assert_eq!(
+            classify(&rules, &answer(200, r#"{"code":0}"#)),
+            Class::CantSay
+        );
         rules.success_when = None;
-        assert_eq!(classify(&rules, &answer(200, r#"{"code":0}"#)), Class::NotApplied);
-        assert_eq!(classify(&rules, &answer(200, r#"{"code":5}"#)), Class::Success);
+        assert_eq!(
+            classify(&rules, &answer(200, r#"{"code":0}"#)),
+            Class::NotApplied
+        );
+        assert_eq!(
+            classify(&rules, &answer(200, r#"{"code":5}"#)),
+            Class::Success
+        );
     }
 
     #[test]
     fn an_answer_that_was_not_read_to_its_end_proves_no_condition() {
-        let cut = BackendAnswer { oversized: true, ..answer(200, r#"{"code":0}"#) };
+        let cut = BackendAnswer {
+            oversized: true,
+            ..answer(200, r#"{"code":0}"#)
+        };
         assert_eq!(classify(&rules(), &cut), Class::Success);
         for (success_when, failed_when) in [
             (when("/code", json!(0)), None),
             (None, when("/code", json!(2))),
         ] {
-            let rules = OutcomeRules { success_when, failed_when, ..rules() };
+            let rules = OutcomeRules {
+                success_when,
+                failed_when,
+                ..rules()
+            };
             assert_eq!(classify(&rules, &cut), Class::CantSay);
         }
     }
@@ -256,7 +311,10 @@ mod tests {
         );
         for status in [200, 302, 401, 404, 429] {
             let refusal = passing_answer(Class::NotApplied, &answer(status, "")).unwrap_err();
-            assert!(refusal.status(StatusCode::UNAUTHORIZED).is_server_error(), "{status}");
+            assert!(
+                refusal.status(StatusCode::UNAUTHORIZED).is_server_error(),
+                "{status}"
+            );
         }
     }
 
@@ -270,7 +328,9 @@ mod tests {
             ("connection", "keep-alive"),
             ("x-powered-by", "PHP/5.3"),
         ] {
-            from_backend.headers.insert(name, HeaderValue::from_static(value));
+            from_backend
+                .headers
+                .insert(name, HeaderValue::from_static(value));
         }
         let kept = as_answered(&from_backend);
         let names: Vec<_> = kept.headers.iter().map(|(name, _)| name.as_str()).collect();

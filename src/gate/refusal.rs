@@ -234,27 +234,132 @@ const NONE: &[&str] = &[""];
 
 /// The table of answers. [`Refusal::row`] gives each refusal its row.
 const TABLE: &[Row] = &[
-    Row { code: "not_found", status: 404, message: "there is no such route", reasons: NONE },
-    Row { code: "method_not_allowed", status: 405, message: "the route does not take this method", reasons: NONE },
-    Row { code: "malformed_request", status: 400, message: "the request's head can't be passed on", reasons: RequestFault::WORDS },
-    Row { code: "unauthenticated", status: 401, message: "the call is not authenticated", reasons: AuthFault::WORDS },
-    Row { code: "out_of_window", status: 503, message: "the call's timestamp is outside the accepted time window", reasons: Dated::WORDS },
-    Row { code: "replayed", status: 409, message: "the signature was used before", reasons: Reuse::WORDS },
-    Row { code: "body_too_large", status: 413, message: "the body is larger than the route allows", reasons: NONE },
-    Row { code: "unsupported_encoding", status: 415, message: "the body must not be encoded", reasons: NONE },
-    Row { code: "malformed_body", status: 400, message: "the body is not valid JSON", reasons: NONE },
-    Row { code: "invalid_field", status: 422, message: "a field is not valid", reasons: NONE },
-    Row { code: "conflict", status: 422, message: "the idempotency key was used with other money fields", reasons: NONE },
-    Row { code: "rate_limited", status: 503, message: "too many calls, send again later", reasons: Limit::WORDS },
-    Row { code: "overloaded", status: 503, message: "too much is running, send again later", reasons: Overload::WORDS },
-    Row { code: "in_progress", status: 503, message: "the same call is being processed, send again later", reasons: Wait::WORDS },
-    Row { code: "outcome_unknown", status: 500, message: "the outcome of an earlier attempt is being clarified, send again later", reasons: HOLDS },
-    Row { code: "upstream_unreachable", status: 502, message: "the service can't be reached, send again later", reasons: UNREACHABLE },
-    Row { code: "upstream_timeout", status: 504, message: "the service did not answer in time, send again later", reasons: NONE },
-    Row { code: "upstream_failed", status: 502, message: "the service gave no usable answer, send again later", reasons: UpstreamFault::WORDS },
-    Row { code: "ledger_unavailable", status: 503, message: "the call can't be recorded now, send again later", reasons: LedgerFault::WORDS },
-    Row { code: "draining", status: 503, message: "the service is restarting, send again later", reasons: NONE },
-    Row { code: "body_timeout", status: 503, message: "the body did not arrive in time, send again later", reasons: BodyFault::WORDS },
+    Row {
+        code: "not_found",
+        status: 404,
+        message: "there is no such route",
+        reasons: NONE,
+    },
+    Row {
+        code: "method_not_allowed",
+        status: 405,
+        message: "the route does not take this method",
+        reasons: NONE,
+    },
+    Row {
+        code: "malformed_request",
+        status: 400,
+        message: "the request's head can't be passed on",
+        reasons: RequestFault::WORDS,
+    },
+    Row {
+        code: "unauthenticated",
+        status: 401,
+        message: "the call is not authenticated",
+        reasons: AuthFault::WORDS,
+    },
+    Row {
+        code: "out_of_window",
+        status: 503,
+        message: "the call's timestamp is outside the accepted time window",
+        reasons: Dated::WORDS,
+    },
+    Row {
+        code: "replayed",
+        status: 409,
+        message: "the signature was used before",
+        reasons: Reuse::WORDS,
+    },
+    Row {
+        code: "body_too_large",
+        status: 413,
+        message: "the body is larger than the route allows",
+        reasons: NONE,
+    },
+    Row {
+        code: "unsupported_encoding",
+        status: 415,
+        message: "the body must not be encoded",
+        reasons: NONE,
+    },
+    Row {
+        code: "malformed_body",
+        status: 400,
+        message: "the body is not valid JSON",
+        reasons: NONE,
+    },
+    Row {
+        code: "invalid_field",
+        status: 422,
+        message: "a field is not valid",
+        reasons: NONE,
+    },
+    Row {
+        code: "conflict",
+        status: 422,
+        message: "the idempotency key was used with other money fields",
+        reasons: NONE,
+    },
+    Row {
+        code: "rate_limited",
+        status: 503,
+        message: "too many calls, send again later",
+        reasons: Limit::WORDS,
+    },
+    Row {
+        code: "overloaded",
+        status: 503,
+        message: "too much is running, send again later",
+        reasons: Overload::WORDS,
+    },
+    Row {
+        code: "in_progress",
+        status: 503,
+        message: "the same call is being processed, send again later",
+        reasons: Wait::WORDS,
+    },
+    Row {
+        code: "outcome_unknown",
+        status: 500,
+        message: "the outcome of an earlier attempt is being clarified, send again later",
+        reasons: HOLDS,
+    },
+    Row {
+        code: "upstream_unreachable",
+        status: 502,
+        message: "the service can't be reached, send again later",
+        reasons: UNREACHABLE,
+    },
+    Row {
+        code: "upstream_timeout",
+        status: 504,
+        message: "the service did not answer in time, send again later",
+        reasons: NONE,
+    },
+    Row {
+        code: "upstream_failed",
+        status: 502,
+        message: "the service gave no usable answer, send again later",
+        reasons: UpstreamFault::WORDS,
+    },
+    Row {
+        code: "ledger_unavailable",
+        status: 503,
+        message: "the call can't be recorded now, send again later",
+        reasons: LedgerFault::WORDS,
+    },
+    Row {
+        code: "draining",
+        status: 503,
+        message: "the service is restarting, send again later",
+        reasons: NONE,
+    },
+    Row {
+        code: "body_timeout",
+        status: 503,
+        message: "the body did not arrive in time, send again later",
+        reasons: BodyFault::WORDS,
+    },
 ];
 
 impl Refusal {
@@ -412,12 +517,25 @@ mod tests {
     #[test]
     fn passing_trouble_is_5xx_and_lasting_trouble_4xx() {
         let passing = [
-            "out_of_window", "rate_limited", "overloaded", "in_progress", "outcome_unknown",
-            "upstream_unreachable", "upstream_timeout", "upstream_failed", "ledger_unavailable",
-            "draining", "body_timeout",
+            "out_of_window",
+            "rate_limited",
+            "overloaded",
+            "in_progress",
+            "outcome_unknown",
+            "upstream_unreachable",
+            "upstream_timeout",
+            "upstream_failed",
+            "ledger_unavailable",
+            "draining",
+            "body_timeout",
         ];
         for row in TABLE {
-            assert_eq!(row.status >= 500, passing.contains(&row.code), "{}", row.code);
+            assert_eq!(
+                row.status >= 500,
+                passing.contains(&row.code),
+                "{}",
+                row.code
+            );
         }
     }
 
@@ -425,7 +543,11 @@ mod tests {
     fn every_slot_is_labelled_with_its_own_words() {
         let labels = Refusal::labels();
         for refusal in one_of_each() {
-            assert_eq!(labels[refusal.slot()], (refusal.code(), refusal.reason()), "{refusal:?}");
+            assert_eq!(
+                labels[refusal.slot()],
+                (refusal.code(), refusal.reason()),
+                "{refusal:?}"
+            );
         }
         let mut unique = labels.clone();
         unique.sort_unstable();
@@ -446,8 +568,17 @@ mod tests {
     #[test]
     fn a_503_says_when_to_come_back() {
         let limited = Refusal::RateLimited(Limit::Address, Duration::from_millis(1500));
-        assert_eq!(limited.retry_after(StatusCode::SERVICE_UNAVAILABLE), Some(2));
-        assert_eq!(Refusal::Draining.retry_after(StatusCode::SERVICE_UNAVAILABLE), Some(1));
-        assert_eq!(Refusal::Conflict.retry_after(StatusCode::UNPROCESSABLE_ENTITY), None);
+        assert_eq!(
+            limited.retry_after(StatusCode::SERVICE_UNAVAILABLE),
+            Some(2)
+        );
+        assert_eq!(
+            Refusal::Draining.retry_after(StatusCode::SERVICE_UNAVAILABLE),
+            Some(1)
+        );
+        assert_eq!(
+            Refusal::Conflict.retry_after(StatusCode::UNPROCESSABLE_ENTITY),
+            None
+        );
     }
 }

@@ -39,7 +39,10 @@ impl<S> Layer<S> for RespondLayer {
     type Service = Respond<S>;
 
     fn layer(&self, inner: S) -> Respond<S> {
-        Respond { inner, refuse_with: self.refuse_with }
+        Respond {
+            inner,
+            refuse_with: self.refuse_with,
+        }
     }
 }
 
@@ -110,7 +113,9 @@ fn answered(facts: &Facts, answer: Answer) -> Response<Full<Bytes>> {
     }
     if answer.replayed {
         let _ = facts.replayed.set(());
-        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+        response
+            .headers_mut()
+            .insert(REPLAYED, HeaderValue::from_static("true"));
     }
     response
 }

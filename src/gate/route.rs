@@ -70,7 +70,10 @@ impl RouteTable {
         for (index, route) in settings.routes.iter().enumerate() {
             let target = PathAndQuery::try_from(route.upstream_path.as_str())
                 .map_err(|error| format!("route {}: upstream_path: {error}", route.name))?;
-            let namespace = route.idempotency.as_ref().map_or("", |rule| &rule.namespace);
+            let namespace = route
+                .idempotency
+                .as_ref()
+                .map_or("", |rule| &rule.namespace);
             let plan = RoutePlan {
                 index,
                 label: RouteLabel::new(index),
@@ -93,15 +96,26 @@ impl RouteTable {
 /// The longest time for which any route would still accept a signature that `route` accepts now.
 fn signature_lifetime(route: &Route, all: &[Arc<Route>]) -> Duration {
     let window = |route: &Route| {
-        let longest = route.windows.iter().map(|window| window.max_age + window.max_ahead);
+        let longest = route
+            .windows
+            .iter()
+            .map(|window| window.max_age + window.max_ahead);
         longest.max().unwrap_or_default()
     };
     let elsewhere = all
         .iter()
         .filter(|other| other.name != route.name)
-        .filter(|other| other.clients.iter().any(|client| route.clients.contains(client)))
+        .filter(|other| {
+            other
+                .clients
+                .iter()
+                .any(|client| route.clients.contains(client))
+        })
         .map(|other| {
-            let resend_age = other.idempotency.as_ref().map_or(Duration::ZERO, |rule| rule.resend_age);
+            let resend_age = other
+                .idempotency
+                .as_ref()
+                .map_or(Duration::ZERO, |rule| rule.resend_age);
             window(other).max(resend_age)
         })
         .max()
@@ -116,7 +130,10 @@ fn signature_lifetime(route: &Route, all: &[Arc<Route>]) -> Duration {
 pub fn route<B>(table: &RouteTable, call: Call<B>) -> Result<Routed<B>, Refusal> {
     let request = &call.arrived.request;
     check_head(request)?;
-    let plans = table.by_path.get(request.uri().path()).ok_or(Refusal::NotFound)?;
+    let plans = table
+        .by_path
+        .get(request.uri().path())
+        .ok_or(Refusal::NotFound)?;
     let plan = plans
         .iter()
         .find(|plan| plan.route.method == *request.method())
@@ -127,11 +144,18 @@ pub fn route<B>(table: &RouteTable, call: Call<B>) -> Result<Routed<B>, Refusal>
     }
     let plan = Arc::clone(plan);
     let _ = call.facts.route.set(Arc::clone(&plan));
-    Ok(Routed { call, plan, _seal: Seal })
+    Ok(Routed {
+        call,
+        plan,
+        _seal: Seal,
+    })
 }
 
 fn allowed(plans: &[Arc<RoutePlan>]) -> String {
-    let methods: Vec<&str> = plans.iter().map(|plan| plan.route.method.as_str()).collect();
+    let methods: Vec<&str> = plans
+        .iter()
+        .map(|plan| plan.route.method.as_str())
+        .collect();
     methods.join(", ")
 }
 
@@ -207,7 +231,10 @@ mod tests {
             &[(CONTENT_LENGTH, "5, 5")],
             &[(TRANSFER_ENCODING, "gzip, chunked")],
             &[(TRANSFER_ENCODING, ",chunked")],
-            &[(TRANSFER_ENCODING, "chunked"), (TRANSFER_ENCODING, "chunked")],
+            &[
+                (TRANSFER_ENCODING, "chunked"),
+                (TRANSFER_ENCODING, "chunked"),
+            ],
             &[(TRANSFER_ENCODING, "chunked"), (CONTENT_LENGTH, "5")],
         ] {
             assert!(!plain(lines), "{lines:?}");

@@ -61,7 +61,9 @@ impl Running {
         let arrived = verdict.wait_for(Option::is_some).await;
         // The sender lives in `self`, so it can't be gone.
         let verdict = arrived.ok().and_then(|verdict| verdict.clone());
-        verdict.unwrap_or(Verdict::Own(Refusal::LedgerUnavailable(LedgerFault::Failed)))
+        verdict.unwrap_or(Verdict::Own(Refusal::LedgerUnavailable(
+            LedgerFault::Failed,
+        )))
     }
 }
 
@@ -115,7 +117,11 @@ impl RunningCalls {
         shard.insert(key.clone(), Arc::clone(&running));
         drop(shard);
         let calls = Arc::clone(self);
-        Entry::Lead(Lead { calls, key, running })
+        Entry::Lead(Lead {
+            calls,
+            key,
+            running,
+        })
     }
 
     fn shard(&self, key: &RunKey) -> MutexGuard<'_, HashMap<RunKey, Arc<Running>>> {
@@ -192,7 +198,9 @@ mod tests {
     }
 
     fn lead(entry: Entry) -> Lead {
-        let Entry::Lead(lead) = entry else { panic!("the first one leads") };
+        let Entry::Lead(lead) = entry else {
+            panic!("the first one leads")
+        };
         lead
     }
 
@@ -200,7 +208,9 @@ mod tests {
     async fn duplicates_get_the_first_ones_answer() {
         let calls = Arc::new(RunningCalls::default());
         let lead = lead(calls.enter(key(1), print(1)));
-        let Entry::Join(joined) = calls.enter(key(1), print(1)) else { panic!("it runs") };
+        let Entry::Join(joined) = calls.enter(key(1), print(1)) else {
+            panic!("it runs")
+        };
         assert!(matches!(calls.enter(key(1), print(2)), Entry::Conflict));
         lead.finish(Verdict::Shared(Err(Refusal::UpstreamTimeout)));
         assert!(matches!(
@@ -214,7 +224,9 @@ mod tests {
     async fn a_lost_lead_wakes_those_who_wait() {
         let calls = Arc::new(RunningCalls::default());
         let lead = lead(calls.enter(key(1), None));
-        let Entry::Join(joined) = calls.enter(key(1), None) else { panic!("it runs") };
+        let Entry::Join(joined) = calls.enter(key(1), None) else {
+            panic!("it runs")
+        };
         drop(lead);
         assert!(matches!(joined.running().verdict().await, Verdict::Own(_)));
         assert!(matches!(calls.enter(key(1), None), Entry::Lead(_)));

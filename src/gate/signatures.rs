@@ -145,9 +145,11 @@ impl Signatures {
 
     /// How many are remembered.
     pub(super) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| lock(shard).entries.len()).sum()
+        self.shards
+            .iter()
+            .map(|shard| lock(shard).entries.len())
+            .sum()
     }
-
 
     fn shard(&self, key: SignatureKey) -> MutexGuard<'_, Shard> {
         lock(&self.shards[(key.0 as usize) % SHARDS])
@@ -231,8 +233,14 @@ mod tests {
     #[test]
     fn entries_go_when_their_time_is_over_and_stay_when_extended() {
         let signatures = Signatures::new(1000);
-        assert_eq!(signatures.bind(key(64), 1, false, MINUTE, MINUTE), Ok(false));
-        assert_eq!(signatures.bind(key(128), 1, false, MINUTE, MINUTE), Ok(false));
+        assert_eq!(
+            signatures.bind(key(64), 1, false, MINUTE, MINUTE),
+            Ok(false)
+        );
+        assert_eq!(
+            signatures.bind(key(128), 1, false, MINUTE, MINUTE),
+            Ok(false)
+        );
         assert_eq!(signatures.recall(key(128), 1, false, MINUTE), Ok(false));
         signatures.expect_again(key(128), MINUTE);
         let later = 3 * MINUTE;
@@ -253,6 +261,9 @@ mod tests {
             Err(Refusal::Overloaded(Overload::Signatures))
         );
         assert_eq!(signatures.bind(key(0), 1, false, MINUTE, MINUTE), Ok(true));
-        assert_eq!(signatures.bind(key(64), 1, false, 2 * MINUTE, MINUTE), Ok(false));
+        assert_eq!(
+            signatures.bind(key(64), 1, false, 2 * MINUTE, MINUTE),
+            Ok(false)
+        );
     }
 }

@@ -22,7 +22,17 @@ struct Seal;
 /// # Errors
 /// [`Refusal::RateLimited`].
 pub fn throttle(bound: Bound) -> Result<Claimable, Refusal> {
-    let Bound { message, identity, standing, .. } = bound;
+    let Bound {
+        message,
+        identity,
+        standing,
+        ..
+    } = bound;
     message.client.limit.take()?;
-    Ok(Claimable { message, identity, standing, _seal: Seal })
+    Ok(Claimable {
+        message,
+        identity,
+        standing,
+        _seal: Seal,
+    })
 }

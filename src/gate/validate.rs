@@ -39,7 +39,12 @@ pub fn validate(freshened: Freshened) -> Result<Valid, Refusal> {
     if let Some(identity) = &identity {
         let _ = message.facts.key.set(Arc::clone(&identity.key.message));
     }
-    Ok(Valid { message, dated, identity, _seal: Seal })
+    Ok(Valid {
+        message,
+        dated,
+        identity,
+        _seal: Seal,
+    })
 }
 
 fn identify(message: &Message) -> Result<Option<Identity>, Refusal> {
@@ -51,7 +56,10 @@ fn identify(message: &Message) -> Result<Option<Identity>, Refusal> {
     let Some(rule) = &route.idempotency else {
         return Ok(None);
     };
-    let identity = rule.spec.extract(&payload).map_err(Refusal::InvalidPayload)?;
+    let identity = rule
+        .spec
+        .extract(&payload)
+        .map_err(Refusal::InvalidPayload)?;
     Ok(Some(Identity {
         key: ledger::Key {
             namespace: Arc::clone(&message.plan.namespace),

@@ -27,7 +27,10 @@ async fn a_signed_refund_reaches_the_backend_once_and_clean() {
     assert_eq!(answer.header("idempotency-replayed"), None);
 
     let seen = &backend.requests()[0];
-    assert_eq!((seen.method(), seen.target(), seen.text()), ("POST", "/tiki/refund", &*body));
+    assert_eq!(
+        (seen.method(), seen.target(), seen.text()),
+        ("POST", "/tiki/refund", &*body)
+    );
     assert_eq!(seen.header("idempotency-key"), Some("r-1"));
     assert_eq!(seen.header("x-tikigate-attempt"), Some("1"));
     assert_eq!(seen.header("x-tikigate-client-id"), Some(CLIENT));
@@ -35,7 +38,10 @@ async fn a_signed_refund_reaches_the_backend_once_and_clean() {
     assert_eq!(seen.header("x-forwarded-for"), Some("127.0.0.1"));
     assert_eq!(seen.header("content-type"), Some("application/json"));
     assert_eq!(seen.header("x-tikivip-client-id"), Some(CLIENT));
-    assert_eq!(format!("http://{}", seen.header("host").unwrap()), backend.url());
+    assert_eq!(
+        format!("http://{}", seen.header("host").unwrap()),
+        backend.url()
+    );
     assert_eq!(gate.state("r-1").await, Some(State::Done));
 
     let again = gate.post("/tiki/refund", &body).await;
@@ -48,17 +54,37 @@ async fn a_signed_refund_reaches_the_backend_once_and_clean() {
 async fn every_kind_of_route_passes() {
     let backend = agreeable().await;
     let gate = TestGate::start(&backend.url()).await;
-    assert_eq!(gate.post("/tiki/ipn", &ipn("p-1", "1000")).await.status, 200);
+    assert_eq!(
+        gate.post("/tiki/ipn", &ipn("p-1", "1000")).await.status,
+        200
+    );
     assert_eq!(gate.state(&ipn_key("p-1")).await, Some(State::Done));
-    assert_eq!(gate.post("/tiki/order", &order_ipn("m-1", "0")).await.status, 200);
-    assert_eq!(gate.post("/tiki/any", "any bytes \u{0} at all").await.status, 200);
+    assert_eq!(
+        gate.post("/tiki/order", &order_ipn("m-1", "0"))
+            .await
+            .status,
+        200
+    );
+    assert_eq!(
+        gate.post("/tiki/any", "any bytes \u{0} at all")
+            .await
+            .status,
+        200
+    );
     assert_eq!(backend.requests()[2].target(), "/legacy.php?call=any");
-    let status = Call::get("/tiki/order-status?order=H%C3%A0+N%E1%BB%99i&x=%20", gate.now());
+    let status = Call::get(
+        "/tiki/order-status?order=H%C3%A0+N%E1%BB%99i&x=%20",
+        gate.now(),
+    );
     assert_eq!(gate.send(&status).await.status, 200);
     let seen = &backend.requests()[3];
     assert_eq!(
         (seen.method(), seen.target(), seen.body.len()),
-        ("GET", "/tiki/order-status?order=H%C3%A0+N%E1%BB%99i&x=%20", 0)
+        (
+            "GET",
+            "/tiki/order-status?order=H%C3%A0+N%E1%BB%99i&x=%20",
+            0
+        )
     );
 }
 
@@ -97,12 +123,19 @@ async fn money_is_forwarded_byte_for_byte_and_compared_by_value() {
             if number == 0 {
                 assert_eq!(backend.requests()[before].text(), body);
             } else {
-                assert_eq!(backend.requests().len(), before, "{amount} is the same amount");
+                assert_eq!(
+                    backend.requests().len(),
+                    before,
+                    "{amount} is the same amount"
+                );
             }
         }
     }
     let other = gate.post("/tiki/refund", &refund("same", "1000.01")).await;
-    assert_eq!((other.status, other.error_code().as_deref()), (422, Some("conflict")));
+    assert_eq!(
+        (other.status, other.error_code().as_deref()),
+        (422, Some("conflict"))
+    );
 }
 
 #[tokio::test]
@@ -116,7 +149,10 @@ async fn fields_that_nobody_listed_and_any_unicode_pass_as_they_are() {
     assert_eq!(answer.status, 200, "{}", answer.text());
     let seen = &backend.requests()[0];
     assert_eq!(seen.text(), body);
-    assert_eq!(seen.header("idempotency-key"), Some("r-%F0%9F%8E%89-ho%C3%A0n"));
+    assert_eq!(
+        seen.header("idempotency-key"),
+        Some("r-%F0%9F%8E%89-ho%C3%A0n")
+    );
 }
 
 #[tokio::test]
@@ -132,7 +168,11 @@ async fn a_body_in_many_pieces_is_one_body() {
     assert_eq!(backend.requests()[0].body, call.body);
 
     let chunked = gate.signed("/tiki/refund", &refund("r-2", "1"));
-    let head = chunked.clone().without("Content-Length").and("Transfer-Encoding", "chunked").head();
+    let head = chunked
+        .clone()
+        .without("Content-Length")
+        .and("Transfer-Encoding", "chunked")
+        .head();
     let mut bytes = head.into_bytes();
     for piece in chunked.body.chunks(10) {
         bytes.extend(format!("{:x}\r\n", piece.len()).bytes());
@@ -144,7 +184,10 @@ async fn a_body_in_many_pieces_is_one_body() {
     assert_eq!(client.read_answer().await.status, 200);
     let seen = &backend.requests()[1];
     assert_eq!(seen.body, chunked.body);
-    assert_eq!(seen.header("content-length"), Some(&*chunked.body.len().to_string()));
+    assert_eq!(
+        seen.header("content-length"),
+        Some(&*chunked.body.len().to_string())
+    );
     assert_eq!(seen.header("transfer-encoding"), None);
 }
 
@@ -158,10 +201,14 @@ async fn the_log_has_one_line_a_call_and_no_secret() {
     assert_eq!(backend.requests()[0].header("traceparent"), Some(trace));
     gate.advance(Duration::from_secs(1));
     gate.send(&call).await;
-    gate.send(&call.clone().with("x-tikivip-signature", &"0".repeat(64))).await;
+    gate.send(&call.clone().with("x-tikivip-signature", &"0".repeat(64)))
+        .await;
 
-    let lines: Vec<_> =
-        gate.log().into_iter().filter(|line| line["message"] == "request").collect();
+    let lines: Vec<_> = gate
+        .log()
+        .into_iter()
+        .filter(|line| line["message"] == "request")
+        .collect();
     assert_eq!(lines.len(), 3);
     let first = &lines[0];
     assert_eq!(first["http.route"], "refund");
@@ -171,13 +218,21 @@ async fn the_log_has_one_line_a_call_and_no_secret() {
     assert_eq!(first["tikigate.attempt"], 1);
     assert_eq!(first["tikigate.upstream.status_code"], 200);
     assert_eq!(first["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
-    assert_eq!(first["tikigate.request_id"], *backend.requests()[0].header("x-request-id").unwrap());
+    assert_eq!(
+        first["tikigate.request_id"],
+        *backend.requests()[0].header("x-request-id").unwrap()
+    );
     assert_eq!(lines[1]["tikigate.replayed"], true);
     assert_eq!(lines[2]["error.type"], "unauthenticated");
     assert_eq!(lines[2]["tikigate.reason"], "bad_signature");
 
     let text = gate.log_text();
-    for hidden in [SECRET, call.header("x-tikivip-signature"), "Khách", &"0".repeat(64)] {
+    for hidden in [
+        SECRET,
+        call.header("x-tikivip-signature"),
+        "Khách",
+        &"0".repeat(64),
+    ] {
         assert!(!text.contains(hidden), "the log shows {hidden}");
     }
 }

@@ -49,7 +49,11 @@ impl Legacy {
 
     /// How often a refund reached it.
     pub(super) fn refunds(&self, request_id: &str) -> usize {
-        let refunds = self.books.refunds.lock().unwrap_or_else(PoisonError::into_inner);
+        let refunds = self
+            .books
+            .refunds
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         refunds.get(request_id).copied().unwrap_or(0)
     }
 
@@ -84,13 +88,21 @@ async fn answer(
     books: Arc<Books>,
 ) -> Result<Response<Full<Bytes>>, Died> {
     let is_refund = request.uri().path().ends_with("refund");
-    let body = request.into_body().collect().await.map_err(|_| Died)?.to_bytes();
+    let body = request
+        .into_body()
+        .collect()
+        .await
+        .map_err(|_| Died)?
+        .to_bytes();
     if !is_refund {
         books.notices.fetch_add(1, Ordering::SeqCst);
         return Ok(success());
     }
     let message: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-    let request_id = message["request_id"].as_str().unwrap_or_default().to_owned();
+    let request_id = message["request_id"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     {
         let mut refunds = books.refunds.lock().unwrap_or_else(PoisonError::into_inner);
         *refunds.entry(request_id.clone()).or_default() += 1;
@@ -108,6 +120,8 @@ fn success() -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from_static(tiki::SUCCESS_BODY.as_bytes())));
     *response.status_mut() = StatusCode::OK;
     let json = http::HeaderValue::from_static("application/json");
-    response.headers_mut().insert(http::header::CONTENT_TYPE, json);
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, json);
     response
 }

@@ -49,7 +49,9 @@ fn play(args: &Args) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("no runtime")?;
-    let legacy = runtime.block_on(Legacy::start()).context("the legacy backend can't start")?;
+    let legacy = runtime
+        .block_on(Legacy::start())
+        .context("the legacy backend can't start")?;
     let stage = Stage::set(legacy.address()).context("the gate can't start")?;
     let told = runtime.block_on(tell(&stage, &legacy));
     if told.is_ok() && !args.once {
@@ -62,7 +64,11 @@ fn play(args: &Args) -> anyhow::Result<()> {
 /// The story. Each scene says what it shows, does it, and checks what came back.
 async fn tell(stage: &Stage, legacy: &Legacy) -> anyhow::Result<()> {
     let tiki = TikiCaller::new(stage.url());
-    say(&format!("The gate listens on {}, the legacy backend behind it on {}.", stage.url(), legacy.address()));
+    say(&format!(
+        "The gate listens on {}, the legacy backend behind it on {}.",
+        stage.url(),
+        legacy.address()
+    ));
     say(&format!("Its log goes to {}.", stage.log_path().display()));
 
     say("\nPayment notices (IPN)");
@@ -73,11 +79,25 @@ async fn tell(stage: &Stage, legacy: &Legacy) -> anyhow::Result<()> {
 
     let reply = tiki.forged("/tiki/ipn", &ipn).await?;
     scene("one digit of the signature changed", &reply, 401, "refused")?;
-    let reply = tiki.signed_ago(Duration::from_secs(3600), "/tiki/ipn", &tiki_caller::ipn("TIKI-1002", "P-1002", 90_000)).await?;
-    scene("signed an hour ago", &reply, 503, "refused: outside the time window; Tiki will ask again")?;
+    let reply = tiki
+        .signed_ago(
+            Duration::from_secs(3600),
+            "/tiki/ipn",
+            &tiki_caller::ipn("TIKI-1002", "P-1002", 90_000),
+        )
+        .await?;
+    scene(
+        "signed an hour ago",
+        &reply,
+        503,
+        "refused: outside the time window; Tiki will ask again",
+    )?;
     let reply = tiki.stranger("/tiki/ipn", &ipn).await?;
     scene("from an unknown client", &reply, 401, "refused")?;
-    ensure!(legacy.notices() == 1, "nothing refused may reach the backend");
+    ensure!(
+        legacy.notices() == 1,
+        "nothing refused may reach the backend"
+    );
     say("  The backend heard of one notice out of these four.");
 
     say("\nRefunds, of which each is sent at most once");
@@ -86,52 +106,121 @@ async fn tell(stage: &Stage, legacy: &Legacy) -> anyhow::Result<()> {
     scene("refund R-1 of 150,000", &reply, 200, "done by the backend")?;
     let reply = tiki.send("/tiki/refund", &refund).await?;
     scene("the same again", &reply, 200, "answered from the ledger")?;
-    ensure!(reply.replayed, "the second answer should come from the ledger");
-    ensure!(legacy.refunds("R-1") == 1, "R-1 should have reached the backend once");
-    say(&format!("  The backend's counter for R-1: {}.", legacy.refunds("R-1")));
-    let reply = tiki.send("/tiki/refund", &tiki_caller::refund("R-1", "TIKI-1001", 900_000)).await?;
+    ensure!(
+        reply.replayed,
+        "the second answer should come from the ledger"
+    );
+    ensure!(
+        legacy.refunds("R-1") == 1,
+        "R-1 should have reached the backend once"
+    );
+    say(&format!(
+        "  The backend's counter for R-1: {}.",
+        legacy.refunds("R-1")
+    ));
+    let reply = tiki
+        .send(
+            "/tiki/refund",
+            &tiki_caller::refund("R-1", "TIKI-1001", 900_000),
+        )
+        .await?;
     scene("R-1 again, with another amount", &reply, 422, "refused")?;
 
     say("\nA backend slower than Tiki's patience");
     let slow = tiki_caller::refund("R-2-slow", "TIKI-1001", 20_000);
     let reply = tiki.send("/tiki/refund", &slow).await?;
-    scene("refund R-2-slow", &reply, 504, "no answer in time: Tiki will ask again; the call goes on")?;
+    scene(
+        "refund R-2-slow",
+        &reply,
+        504,
+        "no answer in time: Tiki will ask again; the call goes on",
+    )?;
     legacy.answer_the_slow_one();
     let reply = tiki.send("/tiki/refund", &slow).await?;
     scene("sent again by Tiki", &reply, 200, "the late answer")?;
-    ensure!(legacy.refunds("R-2-slow") == 1, "R-2-slow should have reached the backend once");
-    say(&format!("  The backend's counter for R-2-slow: {}.", legacy.refunds("R-2-slow")));
+    ensure!(
+        legacy.refunds("R-2-slow") == 1,
+        "R-2-slow should have reached the backend once"
+    );
+    say(&format!(
+        "  The backend's counter for R-2-slow: {}.",
+        legacy.refunds("R-2-slow")
+    ));
 
     say("\nA backend that dies after reading a refund");
     let dies = tiki_caller::refund("R-3-dies", "TIKI-1001", 30_000);
     let reply = tiki.send("/tiki/refund", &dies).await?;
-    scene("refund R-3-dies", &reply, 502, "the connection broke: did it happen? Nobody knows")?;
+    scene(
+        "refund R-3-dies",
+        &reply,
+        502,
+        "the connection broke: did it happen? Nobody knows",
+    )?;
     let reply = tiki.send("/tiki/refund", &dies).await?;
-    scene("sent again by Tiki", &reply, 500, "held: not sent to the backend a second time")?;
-    ensure!(legacy.refunds("R-3-dies") == 1, "a held refund must not be sent again");
+    scene(
+        "sent again by Tiki",
+        &reply,
+        500,
+        "held: not sent to the backend a second time",
+    )?;
+    ensure!(
+        legacy.refunds("R-3-dies") == 1,
+        "a held refund must not be sent again"
+    );
     let listed = stage.command(&["ledger", "list", "--state", "unknown"])?;
-    ensure!(listed.contains("R-3-dies"), "the list should show the held refund");
+    ensure!(
+        listed.contains("R-3-dies"),
+        "the list should show the held refund"
+    );
     let resolved = stage.command(&[
-        "ledger", "resolve", "R-3-dies", "--applied", "--reason", "found in the backend's books",
+        "ledger",
+        "resolve",
+        "R-3-dies",
+        "--applied",
+        "--reason",
+        "found in the backend's books",
     ])?;
     ensure!(!resolved.is_empty(), "resolving should say what it did");
     let reply = tiki.send("/tiki/refund", &dies).await?;
-    scene("sent again by Tiki", &reply, 200, "answered as the person said")?;
-    ensure!(legacy.refunds("R-3-dies") == 1, "a resolved refund must not be sent again");
-    say(&format!("  The backend's counter for R-3-dies: {}.", legacy.refunds("R-3-dies")));
+    scene(
+        "sent again by Tiki",
+        &reply,
+        200,
+        "answered as the person said",
+    )?;
+    ensure!(
+        legacy.refunds("R-3-dies") == 1,
+        "a resolved refund must not be sent again"
+    );
+    say(&format!(
+        "  The backend's counter for R-3-dies: {}.",
+        legacy.refunds("R-3-dies")
+    ));
     say("\nThat was the demo: every call ended as it should.");
     Ok(())
 }
 
 /// Tells one call: what it was, what Tiki got, what that means.
 fn scene(what: &str, reply: &Reply, expected: u16, meaning: &str) -> anyhow::Result<()> {
-    let replayed = if reply.replayed { ", Idempotency-Replayed: true" } else { "" };
-    let code = reply.code.as_deref().map(|code| format!(" {code}")).unwrap_or_default();
-    say(&format!("  {what:<36} → {}{code}{replayed}: {meaning}", reply.status));
+    let replayed = if reply.replayed {
+        ", Idempotency-Replayed: true"
+    } else {
+        ""
+    };
+    let code = reply
+        .code
+        .as_deref()
+        .map(|code| format!(" {code}"))
+        .unwrap_or_default();
+    say(&format!(
+        "  {what:<36} → {}{code}{replayed}: {meaning}",
+        reply.status
+    ));
     ensure!(
         reply.status == expected,
         "{what}: the answer should have been {expected}, and was {}: {}",
-        reply.status, reply.body
+        reply.status,
+        reply.body
     );
     Ok(())
 }
@@ -139,8 +228,13 @@ fn scene(what: &str, reply: &Reply, expected: u16, meaning: &str) -> anyhow::Res
 fn stay_up(runtime: &tokio::runtime::Runtime, stage: &Stage) -> anyhow::Result<()> {
     say("\nThe gate stays up until Ctrl-C. In another terminal, a signed call of your own:\n");
     say(&format!("  {}\n", stage.example()));
-    say(&format!("Its ledger: tikigate ledger list --config {}", stage.config_path().display()));
-    runtime.block_on(tokio::signal::ctrl_c()).context("no signals")
+    say(&format!(
+        "Its ledger: tikigate ledger list --config {}",
+        stage.config_path().display()
+    ));
+    runtime
+        .block_on(tokio::signal::ctrl_c())
+        .context("no signals")
 }
 
 fn say(line: &str) {

@@ -44,7 +44,10 @@ impl Stage {
             .arg(directory.join("tikigate.toml"))
             .env("TIKIGATE__SERVER__LISTEN", listen.to_string())
             .env("TIKIGATE__ADMIN__LISTEN", admin.to_string())
-            .env("TIKIGATE__UPSTREAMS__LEGACY__URL", format!("http://{backend}"))
+            .env(
+                "TIKIGATE__UPSTREAMS__LEGACY__URL",
+                format!("http://{backend}"),
+            )
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -70,7 +73,10 @@ impl Stage {
             if let Some(status) = self.gate.try_wait()? {
                 bail!("it ended at once: {status}");
             }
-            if self.run(&["probe", "ready"]).is_ok_and(|output| output.status.success()) {
+            if self
+                .run(&["probe", "ready"])
+                .is_ok_and(|output| output.status.success())
+            {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -101,7 +107,9 @@ impl Stage {
         }
         ensure!(
             output.status.success(),
-            "tikigate {}: {}", shown.join(" "), String::from_utf8_lossy(&output.stderr)
+            "tikigate {}: {}",
+            shown.join(" "),
+            String::from_utf8_lossy(&output.stderr)
         );
         Ok(printed)
     }
@@ -110,7 +118,9 @@ impl Stage {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(arguments).args(["--admin", &self.admin_url]);
         if arguments.first() != Some(&"probe") {
-            command.arg("--token-file").arg(self.directory.join("admin.token"));
+            command
+                .arg("--token-file")
+                .arg(self.directory.join("admin.token"));
         }
         command.output().context("a command's process")
     }
@@ -152,7 +162,11 @@ fn make_directory() -> anyhow::Result<PathBuf> {
 }
 
 fn write_secret(path: &Path, secret: &str) -> anyhow::Result<()> {
-    let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
     file.write_all(secret.as_bytes())?;
     Ok(())
 }

@@ -56,7 +56,8 @@ impl TikiCaller {
     ) -> anyhow::Result<Reply> {
         let timestamp = timestamp(self.clock.now() - ago)?;
         let mac = self.key.sign(timestamp, CLIENT_ID, body.as_bytes());
-        self.call(path, body, CLIENT_ID, timestamp, &mac.to_hex()).await
+        self.call(path, body, CLIENT_ID, timestamp, &mac.to_hex())
+            .await
     }
 
     /// A call with one digit of its signature changed.
@@ -73,7 +74,8 @@ impl TikiCaller {
     pub(super) async fn stranger(&self, path: &str, body: &str) -> anyhow::Result<Reply> {
         let timestamp = timestamp(self.clock.now())?;
         let mac = SigningKey::from_secret(b"another").sign(timestamp, "stranger", body.as_bytes());
-        self.call(path, body, "stranger", timestamp, &mac.to_hex()).await
+        self.call(path, body, "stranger", timestamp, &mac.to_hex())
+            .await
     }
 
     async fn call(
@@ -93,8 +95,14 @@ impl TikiCaller {
             .header(family.client_id_header(), client_id)
             .header(family.signature_header(), signature)
             .body(Bytes::from(body.to_owned()))?;
-        let (host, port) = self.authority.rsplit_once(':').context("the gate has no port")?;
-        let endpoint = Endpoint::Tcp { host: host.to_owned(), port: port.parse()? };
+        let (host, port) = self
+            .authority
+            .rsplit_once(':')
+            .context("the gate has no port")?;
+        let endpoint = Endpoint::Tcp {
+            host: host.to_owned(),
+            port: port.parse()?,
+        };
         let answer = client::call(&endpoint, request, Instant::now() + PATIENCE, 64 * 1024)
             .await
             .context("the gate gave no answer")?;

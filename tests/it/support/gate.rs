@@ -145,8 +145,12 @@ impl TestGate {
             .unwrap_or_else(|problems| panic!("{problems:#?}"));
         let (clock, hands) = Clock::manual(start_time());
         let lines = Lines::default();
-        let log = LogHandle::to(&loaded.settings.log, loaded.settings.server.workers, lines.clone())
-            .unwrap();
+        let log = LogHandle::to(
+            &loaded.settings.log,
+            loaded.settings.server.workers,
+            lines.clone(),
+        )
+        .unwrap();
         let app = App::start(loaded.settings, clock.clone(), &log).unwrap();
         Self {
             stopper: app.stopper(),
@@ -222,7 +226,9 @@ impl TestGate {
             limit: 100,
         };
         let records = self.ledger.list(filter).await.unwrap();
-        let mut exact = records.into_iter().filter(|record| &*record.key.message == message_key);
+        let mut exact = records
+            .into_iter()
+            .filter(|record| &*record.key.message == message_key);
         let record = exact.next();
         assert!(exact.next().is_none(), "several records of {message_key}");
         record
@@ -235,7 +241,9 @@ impl TestGate {
 
     /// A message's events, oldest first.
     pub(crate) async fn events(&self, message_key: &str) -> Vec<Event> {
-        let Some(record) = self.record(message_key).await else { return Vec::new() };
+        let Some(record) = self.record(message_key).await else {
+            return Vec::new();
+        };
         self.ledger.events(record.id).await.unwrap()
     }
 
@@ -268,7 +276,9 @@ impl TestGate {
     pub(crate) fn log(&self) -> Vec<serde_json::Value> {
         assert!(self.log.flush());
         let text = self.lines.text();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     /// The log so far, as it was written.
@@ -280,13 +290,18 @@ impl TestGate {
     /// The text of `/metrics`.
     pub(crate) async fn metrics(&self) -> String {
         let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-        exchange(&self.admin_address, request).await.text().to_owned()
+        exchange(&self.admin_address, request)
+            .await
+            .text()
+            .to_owned()
     }
 
     /// The value of one series of `/metrics`, which must be spelled as there; 0 if it is absent.
     pub(crate) async fn metric(&self, series: &str) -> f64 {
         let text = self.metrics().await;
-        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 }
@@ -328,14 +343,29 @@ impl Call {
         headers.push(("Content-Type".to_owned(), "application/json".to_owned()));
         headers.push(("Content-Length".to_owned(), body.len().to_string()));
         headers.extend(signature(client, family, &body, at));
-        Self { method: "POST", target: path.to_owned(), headers, body }
+        Self {
+            method: "POST",
+            target: path.to_owned(),
+            headers,
+            body,
+        }
     }
 
     /// A GET by the usual client; path and query are signed as they are.
     pub(crate) fn get(target: &str, at: SystemTime) -> Self {
         let mut headers = vec![("Host".to_owned(), "gate.test".to_owned())];
-        headers.extend(signature((CLIENT, SECRET), Family::TikiVip, target.as_bytes(), at));
-        Self { method: "GET", target: target.to_owned(), headers, body: Vec::new() }
+        headers.extend(signature(
+            (CLIENT, SECRET),
+            Family::TikiVip,
+            target.as_bytes(),
+            at,
+        ));
+        Self {
+            method: "GET",
+            target: target.to_owned(),
+            headers,
+            body: Vec::new(),
+        }
     }
 
     /// With one more header.
@@ -360,8 +390,12 @@ impl Call {
     /// Without a header.
     pub(crate) fn without(mut self, name: &str) -> Self {
         let before = self.headers.len();
-        self.headers.retain(|header| !header.0.eq_ignore_ascii_case(name));
-        assert!(self.headers.len() < before, "there is no {name} to leave out");
+        self.headers
+            .retain(|header| !header.0.eq_ignore_ascii_case(name));
+        assert!(
+            self.headers.len() < before,
+            "there is no {name} to leave out"
+        );
         self
     }
 
@@ -379,7 +413,10 @@ impl Call {
 
     /// A header's value.
     pub(crate) fn header(&self, name: &str) -> &str {
-        let found = self.headers.iter().find(|header| header.0.eq_ignore_ascii_case(name));
+        let found = self
+            .headers
+            .iter()
+            .find(|header| header.0.eq_ignore_ascii_case(name));
         &found.unwrap_or_else(|| panic!("there is no {name}")).1
     }
 
@@ -411,8 +448,14 @@ pub(crate) fn signature(
     let timestamp = Timestamp::from_system_time(at).unwrap();
     let mac = SigningKey::from_secret(secret.as_bytes()).sign(timestamp, client, signed);
     vec![
-        (family.timestamp_header().as_str().to_owned(), timestamp.to_string()),
-        (family.client_id_header().as_str().to_owned(), client.to_owned()),
+        (
+            family.timestamp_header().as_str().to_owned(),
+            timestamp.to_string(),
+        ),
+        (
+            family.client_id_header().as_str().to_owned(),
+            client.to_owned(),
+        ),
         (family.signature_header().as_str().to_owned(), mac.to_hex()),
     ]
 }
@@ -447,7 +490,12 @@ fn write_private(directory: &TempDir, name: &str, content: &str) {
     use std::os::unix::fs::OpenOptionsExt;
     let path = directory.path().join(name);
     let mut options = std::fs::File::options();
-    let mut file = options.write(true).create_new(true).mode(0o600).open(path).unwrap();
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .unwrap();
     file.write_all(content.as_bytes()).unwrap();
 }
 
