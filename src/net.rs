@@ -1,7 +1,7 @@
 //! Addresses and connections: what the server learns of a caller before HTTP means anything.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Instant;
@@ -50,6 +50,24 @@ impl FromStr for ListenAddress {
                 "`{text}` is neither an address with a port, such as 127.0.0.1:8080, nor unix:/path"
             )
         })
+    }
+}
+
+impl ListenAddress {
+    /// The URL by which a program on the same machine reaches a listener here: one on all addresses
+    /// is reached through loopback.
+    pub fn local_url(&self) -> String {
+        let Self::Tcp(address) = self else {
+            return self.to_string();
+        };
+        let mut address = *address;
+        if address.ip().is_unspecified() {
+            address.set_ip(match address {
+                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        format!("http://{address}")
     }
 }
 
@@ -224,6 +242,15 @@ mod tests {
         assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:2"));
         assert_ne!(key("2001:db8:0:1::1"), key("2001:db8:0:2::1"));
         assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
+    }
+
+    #[test]
+    fn a_listener_on_all_addresses_is_reached_through_loopback() {
+        let url = |text: &str| text.parse::<ListenAddress>().unwrap().local_url();
+        assert_eq!(url("0.0.0.0:9901"), "http://127.0.0.1:9901");
+        assert_eq!(url("[::]:9901"), "http://[::1]:9901");
+        assert_eq!(url("10.0.0.7:9901"), "http://10.0.0.7:9901");
+        assert_eq!(url("unix:/run/x.sock"), "unix:/run/x.sock");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::ledger::{DefineError, Ledger, MemoryLedger, MemoryLimits, Owner};
 use crate::metrics::{Metrics, Sources};
 use crate::net::ListenAddress;
 use crate::server::{self, BindError};
-use crate::telemetry::LogHandle;
+use crate::telemetry::{self, LogHandle};
 
 use control::Control;
 use drain::Life;
@@ -171,6 +171,14 @@ impl App {
             let _ = thread.join();
         }
     }
+}
+
+/// Starts the process's log on standard output, for [`App::start`].
+///
+/// # Errors
+/// The system gave no thread or descriptor for it.
+pub fn start_log(settings: &Settings) -> io::Result<LogHandle> {
+    telemetry::init(&settings.log, settings.server.workers)
 }
 
 /// Ends a gate.

@@ -4,7 +4,6 @@ mod target;
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,7 +20,6 @@ use tokio::net::{TcpStream, UnixStream};
 use self::target::Target;
 use super::terminal;
 use crate::config;
-use crate::net::ListenAddress;
 
 /// A whole call, from connecting to the last byte.
 const CALL_WITHIN: Duration = Duration::from_secs(10);
@@ -103,26 +101,10 @@ pub fn defaults(config: Option<&Path>) -> Result<Defaults, ClientError> {
         }
     };
     Ok(Defaults {
-        url: match &settings.admin.listen {
-            ListenAddress::Tcp(address) => local_url(*address),
-            unix @ ListenAddress::Unix(_) => unix.to_string(),
-        },
+        url: settings.admin.listen.local_url(),
         token_file: settings.ledger.directory.join(MADE_TOKEN_FILE),
         time_zone: Some(settings.ledger.time_zone),
     })
-}
-
-/// The URL by which a program on the same machine reaches a listener on `address`: a listener on all
-/// addresses is reached through loopback.
-pub fn local_url(address: SocketAddr) -> String {
-    let mut address = address;
-    if address.ip().is_unspecified() {
-        address.set_ip(match address {
-            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    format!("http://{address}")
 }
 
 /// Calls one gate's admin listener. Every call blocks, for ten seconds at most.
@@ -455,14 +437,6 @@ fn read_token(path: &Path) -> Result<HeaderValue, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_listener_on_all_addresses_is_reached_through_loopback() {
-        let url = |address: &str| local_url(address.parse().unwrap());
-        assert_eq!(url("0.0.0.0:9901"), "http://127.0.0.1:9901");
-        assert_eq!(url("[::]:9901"), "http://[::1]:9901");
-        assert_eq!(url("10.0.0.7:9901"), "http://10.0.0.7:9901");
-    }
 
     #[test]
     fn a_token_file_holds_one_line() {

@@ -6,10 +6,9 @@ use std::process::ExitCode;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::app::{App, Stopper};
+use crate::app::{self, App, Stopper};
 use crate::clock::Clock;
 use crate::config::{self, Problem};
-use crate::telemetry;
 
 use super::exit;
 
@@ -59,8 +58,7 @@ fn tell(problems: &[Problem]) {
 }
 
 fn serve(settings: config::Settings) -> anyhow::Result<()> {
-    // One buffer more than there are workers: the tests' and the control thread's lines share it.
-    let log = telemetry::init(&settings.log, settings.server.workers)?;
+    let log = app::start_log(&settings)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

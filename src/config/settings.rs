@@ -1,6 +1,5 @@
 //! What a configuration means: every default filled in, every name resolved, every file read.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -317,14 +316,4 @@ pub enum LogFormat {
     Json,
     /// For eyes.
     Text,
-}
-
-impl Settings {
-    /// The TCP address the admin API answers on, if it is one.
-    pub fn admin_address(&self) -> Option<SocketAddr> {
-        match self.admin.listen {
-            ListenAddress::Tcp(address) => Some(address),
-            ListenAddress::Unix(_) => None,
-        }
-    }
 }
