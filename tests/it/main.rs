@@ -10,6 +10,7 @@ mod admin;
 mod architecture;
 mod client;
 mod passing;
+mod real_backends;
 mod server;
 mod steps;
 mod support;
