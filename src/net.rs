@@ -98,6 +98,74 @@ impl fmt::Display for ClientAddress {
     }
 }
 
+/// A caller's address as text, made once for the log and the backend without the formatter's detours.
+#[derive(Clone, Copy)]
+pub struct AddressText {
+    bytes: [u8; 45],
+    length: u8,
+}
+
+impl AddressText {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..usize::from(self.length)]).unwrap_or("")
+    }
+
+    fn push(&mut self, text: &[u8]) {
+        let start = usize::from(self.length);
+        // The longest address has 45 characters (RFC 4291, section 2.2, in full with an IPv4 part).
+        let Some(room) = self.bytes.get_mut(start..start + text.len()) else {
+            return;
+        };
+        room.copy_from_slice(text);
+        self.length += text.len() as u8;
+    }
+
+    fn push_byte_as_decimal(&mut self, byte: u8) {
+        let digits = [b'0' + byte / 100, b'0' + byte / 10 % 10, b'0' + byte % 10];
+        let leading_zeros = usize::from(byte < 100) + usize::from(byte < 10);
+        self.push(&digits[leading_zeros..]);
+    }
+}
+
+impl fmt::Write for AddressText {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.push(text.as_bytes());
+        Ok(())
+    }
+}
+
+impl fmt::Debug for AddressText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl ClientAddress {
+    /// The address as text.
+    pub fn text(&self) -> AddressText {
+        let mut text = AddressText {
+            bytes: [0; 45],
+            length: 0,
+        };
+        match self {
+            Self::Ip(IpAddr::V4(ip)) => {
+                for (place, byte) in ip.octets().into_iter().enumerate() {
+                    if place > 0 {
+                        text.push(b".");
+                    }
+                    text.push_byte_as_decimal(byte);
+                }
+            }
+            other => {
+                // Writing to it can't fail.
+                let _ = fmt::Write::write_fmt(&mut text, format_args!("{other}"));
+            }
+        }
+        text
+    }
+}
+
 /// Peers whose `X-Forwarded-For` is believed (`server.trusted_proxies`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedProxies {
@@ -234,6 +302,20 @@ mod tests {
             proxies().client_address(tcp("[::ffff:10.0.0.1]:5"), &forwarded(&["203.0.113.9"])),
             ip("203.0.113.9")
         );
+    }
+
+    #[test]
+    fn an_addresss_text_is_its_display() {
+        for text in [
+            "0.0.0.0",
+            "1.20.255.100",
+            "255.255.255.255",
+            "::1",
+            "2001:db8:1234:5678:9abc:def0:1234:5678",
+        ] {
+            assert_eq!(ip(text).text().as_str(), text);
+        }
+        assert_eq!(ClientAddress::Local.text().as_str(), "unix");
     }
 
     #[test]

@@ -33,8 +33,8 @@ const QUIET: Duration = Duration::from_secs(60);
 const RECORD_PAUSE: Duration = Duration::from_millis(250);
 const RECORD_PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// Runs the attempt to its end and tells everybody who waits for it.
-pub(super) async fn detached(gate: Arc<Gate>, claimable: Claimable, lead: Lead) {
+/// Runs the attempt to its end, whoever still waits for it, and tells those who joined it.
+pub(super) async fn detached(gate: Arc<Gate>, claimable: Claimable, lead: Lead) -> Verdict {
     let running = Arc::clone(lead.running());
     let deadlines = Deadlines::of(&claimable.message);
     let facts = Arc::clone(&claimable.message.facts);
@@ -45,7 +45,8 @@ pub(super) async fn detached(gate: Arc<Gate>, claimable: Claimable, lead: Lead) 
     if Instant::now() > deadlines.send_by {
         log_late(&facts, &verdict);
     }
-    lead.finish(verdict);
+    lead.finish(verdict.clone());
+    verdict
 }
 
 /// Forwards a call that changes nothing and may be sent any number of times.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
+use foldhash::quality::RandomState;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
@@ -27,7 +28,7 @@ use super::route::{RoutePlan, Routed};
 /// A call that a known client signed, with its whole body. Whether its time is right is not known yet.
 #[derive(Debug)]
 pub struct Authentic {
-    pub(super) message: Message,
+    pub(super) message: Box<Message>,
 }
 
 impl Authentic {
@@ -91,7 +92,7 @@ impl std::fmt::Debug for ClientPlan {
 /// All clients, found by their id, and what holds for all.
 #[derive(Debug)]
 pub struct Clients {
-    by_id: HashMap<Box<str>, Arc<ClientPlan>>,
+    by_id: HashMap<Box<str>, Arc<ClientPlan>, RandomState>,
     families: Vec<Family>,
     body_timeout: Duration,
     clock: Clock,
@@ -103,7 +104,7 @@ impl Clients {
     /// # Errors
     /// The name of a client whose id can't be a header's value, which `check` refuses before.
     pub fn new(settings: &Settings, clock: &Clock) -> Result<Self, String> {
-        let mut by_id = HashMap::new();
+        let mut by_id = HashMap::default();
         let mut first_slot = 0;
         for (index, client) in settings.clients.iter().enumerate() {
             let value = |text: &str| {
@@ -201,7 +202,7 @@ where
     let _ = call.facts.client.set(Arc::clone(&client.client));
     let client = Arc::clone(client);
     Ok(Authentic {
-        message: Message {
+        message: Box::new(Message {
             facts: call.facts,
             plan,
             client,
@@ -211,7 +212,7 @@ where
             timestamp,
             mac,
             _seal: Seal,
-        },
+        }),
     })
 }
 

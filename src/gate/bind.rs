@@ -13,7 +13,7 @@ use super::validate::{Identity, Valid};
 /// A valid call whose signature is tied to its route.
 #[derive(Debug)]
 pub struct Bound {
-    pub(super) message: Message,
+    pub(super) message: Box<Message>,
     pub(super) identity: Option<Identity>,
     pub(super) standing: Standing,
     _seal: Seal,

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::config::Client;
-use crate::net::{Arrived, ClientAddress};
+use crate::net::{AddressText, Arrived, ClientAddress};
 
 use super::refusal::Refusal;
 use super::route::RoutePlan;
@@ -31,6 +31,8 @@ pub struct Facts {
     pub(super) first_byte: Instant,
     /// The caller's address.
     pub(super) address: ClientAddress,
+    /// The same as text.
+    pub(super) address_text: AddressText,
     /// The caller's trace context, if it sent a well-formed one.
     pub(super) trace: Option<TraceParent>,
     /// The route.
@@ -67,6 +69,7 @@ impl Facts {
             request_id,
             first_byte,
             address,
+            address_text: address.text(),
             trace,
             route: OnceLock::new(),
             client: OnceLock::new(),

@@ -229,11 +229,11 @@ fn clean_headers(
     }
     headers.insert(
         REQUEST_ID,
-        HeaderValue::try_from(facts.request_id.to_string())?,
+        HeaderValue::from_str(facts.request_id.as_str())?,
     );
     headers.insert(
         FORWARDED_FOR,
-        HeaderValue::try_from(facts.address.to_string())?,
+        HeaderValue::from_str(facts.address_text.as_str())?,
     );
     headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     for (name, secret) in &plan.upstream.set_headers {

@@ -11,7 +11,7 @@ use super::refusal::Dated;
 /// ledger, unless it is known to be a re-send of one that came in time.
 #[derive(Debug)]
 pub struct Freshened {
-    pub(super) message: Message,
+    pub(super) message: Box<Message>,
     /// On which side of the window it lies; none: inside.
     pub(super) dated: Option<Dated>,
     _seal: Seal,

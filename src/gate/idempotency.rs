@@ -1,16 +1,19 @@
 //! Step 7: claim, run once, record, answer; or replay; or join the running call.
 //!
-//! What a call does from its claim to its record runs in a task of its own: a caller who hangs up,
-//! and Tiki's deadline, change nothing about it.
+//! What a call does from its claim to its record belongs to nobody's connection: a caller who hangs
+//! up, and Tiki's deadline, change nothing about it. It is polled by its caller for as long as the
+//! caller waits, and by a task of its own from then on ([`Detachable`]).
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use crate::ledger::Fingerprint;
 
 use super::Gate;
 use super::answer::Answer;
 use super::attempt;
-use super::refusal::{Overload, Refusal, Wait};
+use super::refusal::{LedgerFault, Overload, Refusal, Wait};
 use super::running::{Entry, Lead, RunKey, Running, Verdict};
 use super::signatures::SignatureKey;
 use super::throttle::Claimable;
@@ -55,14 +58,15 @@ fn run_key(claimable: &Claimable) -> (RunKey, Option<Fingerprint>) {
     }
 }
 
-/// Starts the detached task and waits for it until Tiki's deadline.
+/// Runs the attempt and waits for it until Tiki's deadline.
 async fn run(gate: &Arc<Gate>, claimable: Claimable, lead: Lead) -> Result<Answer, Refusal> {
     let answer_by = claimable.message.answer_by();
     let running = Arc::clone(lead.running());
-    gate.common
-        .tasks
-        .spawn(attempt::detached(Arc::clone(gate), claimable, lead));
-    match tokio::time::timeout_at(answer_by, running.verdict()).await {
+    let attempt = attempt::detached(Arc::clone(gate), claimable, lead);
+    let attempt = Detachable {
+        future: Some(Box::pin(gate.common.tasks.track_future(attempt))),
+    };
+    match tokio::time::timeout_at(answer_by, attempt).await {
         Ok(Verdict::Shared(result)) => result,
         Ok(Verdict::Own(refusal)) => Err(refusal),
         Err(_) => Err(too_late(&running)),
@@ -74,5 +78,45 @@ fn too_late(running: &Running) -> Refusal {
         Refusal::UpstreamTimeout
     } else {
         Refusal::Overloaded(Overload::Upstream)
+    }
+}
+
+/// A future that whoever awaits it polls, and that goes on in a task of its own when it is dropped
+/// before its end. That spares the usual call a task, its wake-ups and a channel.
+struct Detachable<F: Future<Output = Verdict> + Send + 'static> {
+    future: Option<Pin<Box<F>>>,
+}
+
+impl<F: Future<Output = Verdict> + Send + 'static> Future for Detachable<F> {
+    type Output = Verdict;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Verdict> {
+        let Some(future) = &mut self.future else {
+            // Polled again after it resolved, which futures forbid.
+            return Poll::Ready(Verdict::Own(Refusal::LedgerUnavailable(
+                LedgerFault::Failed,
+            )));
+        };
+        let polled = future.as_mut().poll(cx);
+        if polled.is_ready() {
+            self.future = None;
+        }
+        polled
+    }
+}
+
+impl<F: Future<Output = Verdict> + Send + 'static> Drop for Detachable<F> {
+    fn drop(&mut self) {
+        let Some(future) = self.future.take() else {
+            return;
+        };
+        // A future that panicked can't go on: dropping it records its claim as lost.
+        if std::thread::panicking() {
+            return;
+        }
+        // Without a runtime the process is at its end, and so is the ledger's owner.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(future);
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use foldhash::quality::RandomState;
 use governor::clock::{Clock as _, Reference};
 use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
@@ -127,12 +128,12 @@ impl AddressLimits {
 /// Buckets by address. Forged calls come from as many addresses as their sender likes, so the
 /// number is bounded: where a shard is full of buckets in use, new addresses share one.
 struct Buckets {
-    shards: Vec<Mutex<HashMap<LimitKey, Nanos>>>,
+    shards: Vec<Mutex<HashMap<LimitKey, Nanos, RandomState>>>,
     overflow: InMemoryState,
     per_shard: usize,
     started: Duration,
     clock: GateClock,
-    hasher: std::hash::RandomState,
+    hasher: RandomState,
 }
 
 impl Buckets {
@@ -143,11 +144,11 @@ impl Buckets {
             per_shard: addresses.div_ceil(SHARDS).max(1),
             started,
             clock,
-            hasher: std::hash::RandomState::new(),
+            hasher: RandomState::default(),
         }
     }
 
-    fn shard(&self, key: &LimitKey) -> &Mutex<HashMap<LimitKey, Nanos>> {
+    fn shard(&self, key: &LimitKey) -> &Mutex<HashMap<LimitKey, Nanos, RandomState>> {
         use std::hash::BuildHasher;
         &self.shards[(self.hasher.hash_one(key) as usize) % SHARDS]
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::quality::RandomState;
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Version};
@@ -57,7 +58,7 @@ impl RoutePlan {
 /// All routes, found by their exact path.
 #[derive(Debug)]
 pub struct RouteTable {
-    by_path: HashMap<Box<str>, Vec<Arc<RoutePlan>>>,
+    by_path: HashMap<Box<str>, Vec<Arc<RoutePlan>>, RandomState>,
 }
 
 impl RouteTable {
@@ -66,7 +67,7 @@ impl RouteTable {
     /// # Errors
     /// The name of a route whose backend path is no URI path, which `check` refuses before.
     pub fn new(settings: &Settings) -> Result<Self, String> {
-        let mut by_path: HashMap<Box<str>, Vec<Arc<RoutePlan>>> = HashMap::new();
+        let mut by_path: HashMap<Box<str>, Vec<Arc<RoutePlan>>, RandomState> = HashMap::default();
         for (index, route) in settings.routes.iter().enumerate() {
             let target = PathAndQuery::try_from(route.upstream_path.as_str())
                 .map_err(|error| format!("route {}: upstream_path: {error}", route.name))?;

@@ -1,10 +1,11 @@
 //! The calls that are running now, so that duplicates join them instead of starting another.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use foldhash::quality::RandomState;
 use tokio::sync::watch;
 
 use crate::ledger::{Fingerprint, Key};
@@ -79,9 +80,11 @@ pub(super) enum Entry {
     Crowded,
 }
 
+type Shard = HashMap<RunKey, Arc<Running>, RandomState>;
+
 /// All running calls of this process.
 pub(super) struct RunningCalls {
-    shards: Vec<Mutex<HashMap<RunKey, Arc<Running>>>>,
+    shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
 }
 
@@ -89,7 +92,7 @@ impl Default for RunningCalls {
     fn default() -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
         }
     }
 }
@@ -124,7 +127,7 @@ impl RunningCalls {
         })
     }
 
-    fn shard(&self, key: &RunKey) -> MutexGuard<'_, HashMap<RunKey, Arc<Running>>> {
+    fn shard(&self, key: &RunKey) -> MutexGuard<'_, Shard> {
         lock(&self.shards[self.hasher.hash_one(key) as usize % SHARDS])
     }
 }

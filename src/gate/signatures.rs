@@ -14,6 +14,8 @@ use std::collections::{BinaryHeap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
+
 use crate::tiki::Mac;
 
 use super::refusal::{Overload, Refusal, Reuse};
@@ -50,7 +52,7 @@ struct Entry {
 
 #[derive(Default)]
 struct Shard {
-    entries: HashMap<SignatureKey, Entry>,
+    entries: HashMap<SignatureKey, Entry, RandomState>,
     /// When to look at which entry; an entry that was extended is looked at again then.
     expiries: BinaryHeap<Reverse<(Duration, u128)>>,
 }

@@ -8,7 +8,7 @@ use super::validate::Identity;
 /// A call that may ask the ledger to run it.
 #[derive(Debug)]
 pub struct Claimable {
-    pub(super) message: Message,
+    pub(super) message: Box<Message>,
     pub(super) identity: Option<Identity>,
     pub(super) standing: Standing,
     _seal: Seal,

@@ -12,7 +12,7 @@ use super::refusal::{Dated, Refusal};
 /// A call whose body is what its route takes.
 #[derive(Debug)]
 pub struct Valid {
-    pub(super) message: Message,
+    pub(super) message: Box<Message>,
     pub(super) dated: Option<Dated>,
     /// What duplicates are told by; none on routes without idempotency.
     pub(super) identity: Option<Identity>,

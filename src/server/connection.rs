@@ -43,7 +43,9 @@ impl<S: Service> Connections<S> {
     /// Connections within `limits` that call `service`.
     pub(super) fn new(limits: &Limits, service: S) -> Self {
         let mut http = http1::Builder::new();
+        // Answers are small: one buffer in one write is cheaper than a list of them.
         http.half_close(true)
+            .writev(false)
             .keep_alive(true)
             // hyper's own limit counts idle time too; the watchdog's does not.
             .header_read_timeout(None)

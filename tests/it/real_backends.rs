@@ -28,7 +28,11 @@ impl Server {
             .unwrap_or_else(|error| {
                 panic!("{program:?} can't be started ({error}): tests/run installs it")
             });
-        let server = Self { process, port, _directory: directory };
+        let server = Self {
+            process,
+            port,
+            _directory: directory,
+        };
         let deadline = Instant::now() + Duration::from_secs(15);
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(Instant::now() < deadline, "{program:?} does not listen");
@@ -50,7 +54,11 @@ impl Drop for Server {
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+    TcpListener::bind(("127.0.0.1", 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 fn nginx() -> Server {
@@ -68,7 +76,11 @@ fn nginx() -> Server {
     );
     fs::write(directory.path().join("nginx.conf"), config).unwrap();
     let mut command = Command::new("nginx");
-    command.arg("-e").arg("stderr").arg("-p").arg(directory.path());
+    command
+        .arg("-e")
+        .arg("stderr")
+        .arg("-p")
+        .arg(directory.path());
     command.arg("-c").arg(directory.path().join("nginx.conf"));
     Server::start(directory, port, command)
 }
@@ -95,7 +107,10 @@ fn php() -> (Server, std::path::PathBuf) {
     fs::write(&script, LEGACY_PHP).unwrap();
     let paid = directory.path().join("paid");
     let mut command = Command::new("php");
-    command.arg("-S").arg(format!("127.0.0.1:{port}")).arg(&script);
+    command
+        .arg("-S")
+        .arg(format!("127.0.0.1:{port}"))
+        .arg(&script);
     (Server::start(directory, port, command), paid)
 }
 
@@ -108,7 +123,9 @@ async fn nginx_answers_notices_and_declines_a_refund_in_the_platforms_words() {
     let server = nginx();
     let gate = TestGate::start(&server.url()).await;
     for number in 0..20 {
-        let answer = gate.post("/tiki/ipn", &ipn(&format!("p-{number}"), "1000")).await;
+        let answer = gate
+            .post("/tiki/ipn", &ipn(&format!("p-{number}"), "1000"))
+            .await;
         assert_eq!(answer.status, 200, "{}", answer.text());
         assert_eq!(answer.text(), r#"{"data":{"status":"success"}}"#);
         assert_eq!(answer.header("server"), None);
@@ -116,7 +133,10 @@ async fn nginx_answers_notices_and_declines_a_refund_in_the_platforms_words() {
     // "Not applied": Tiki gets the 500 as it is, and its next try is sent again.
     for attempt in 1..=2 {
         let answer = gate.post("/tiki/refund", &refund("r-1", "1000")).await;
-        assert_eq!((answer.status, answer.error_code().as_deref()), (500, Some("1")));
+        assert_eq!(
+            (answer.status, answer.error_code().as_deref()),
+            (500, Some("1"))
+        );
         assert_eq!(gate.record("r-1").await.unwrap().attempt, attempt);
     }
 }
@@ -141,8 +161,14 @@ async fn php_that_is_killed_while_it_pays_is_not_asked_again() {
     let gate = TestGate::start(&server.url()).await;
     let body = refund("r-1", "150000").replace("Khách đổi ý", "die");
     let first = gate.post("/tiki/refund", &body).await;
-    assert_eq!((first.status, first.error_code().as_deref()), (502, Some("upstream_failed")));
+    assert_eq!(
+        (first.status, first.error_code().as_deref()),
+        (502, Some("upstream_failed"))
+    );
     let second = gate.post("/tiki/refund", &body).await;
-    assert_eq!((second.status, second.error_code().as_deref()), (500, Some("outcome_unknown")));
+    assert_eq!(
+        (second.status, second.error_code().as_deref()),
+        (500, Some("outcome_unknown"))
+    );
     assert_eq!(payments(&paid), "r-1 150000 r-1 1\n");
 }
