@@ -53,7 +53,7 @@ pub enum StartError {
         source: DefineError,
     },
     /// The admin token can't be made or read.
-    #[error("admin token: {0}")]
+    #[error("{0}")]
     Token(io::Error),
     /// A setting that `check` should have refused.
     #[error("{0}")]

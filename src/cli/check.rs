@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::exit;
 use crate::config::{self, Problem, Severity, effective};
 
-/// The command line of `tikigate check`.
+/// Say what is wrong with a configuration, with lines, and what it comes to
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

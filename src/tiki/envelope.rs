@@ -12,10 +12,12 @@ pub fn error_body(code: &str, message: &str) -> String {
     format!(r#"{{"data":null,"error":{{"code":{code},"message":{message}}}}}"#)
 }
 
-/// Whether a body is the platform's failure envelope: an object with `data` null or absent, and an
-/// `error` object with a `code` that is a string or number.
+/// Whether a body is the platform's failure envelope: an object with `data` null, and an `error` object
+/// with a `code` that is a string.
 ///
-/// Read strictly: what could be understood in two ways is not believed to say "not applied".
+/// Read strictly, since believing it lets a refund be sent again: what could be understood in two ways
+/// does not say "not applied", nor does a framework's own `{"error":{"code":500}}`, whose handler may
+/// have died after it moved money.
 pub fn is_error_body(body: &[u8]) -> bool {
     let Ok(envelope) = json::parse(body) else {
         return false;
@@ -23,8 +25,7 @@ pub fn is_error_body(body: &[u8]) -> bool {
     let code = envelope
         .member("error")
         .and_then(|error| error.member("code"));
-    matches!(envelope.member("data"), None | Some(Value::Null))
-        && matches!(code, Some(Value::String(_) | Value::Number(_)))
+    matches!(envelope.member("data"), Some(Value::Null)) && matches!(code, Some(Value::String(_)))
 }
 
 #[cfg(test)]
@@ -47,7 +48,7 @@ mod tests {
     #[test]
     fn only_the_envelope_is_an_error_body() {
         for body in [
-            r#"{"error":{"code":5}}"#,
+            r#"{"data":null,"error":{"code":"5"}}"#,
             r#" {"error":{"code":"1","message":"x","more":[]},"data":null} "#,
         ] {
             assert!(is_error_body(body.as_bytes()), "{body}");
@@ -58,6 +59,9 @@ mod tests {
             "{}",
             "null",
             "<html>",
+            r#"{"error":{"code":5}}"#,
+            r#"{"error":{"code":"5"}}"#,
+            r#"{"data":null,"error":{"code":500}}"#,
             r#"{"error":"failed"}"#,
             r#"{"error":{"message":"x"}}"#,
             r#"{"error":{"code":null}}"#,

@@ -9,6 +9,9 @@
 mod admin;
 mod architecture;
 mod client;
+mod commands;
+mod documents;
+mod outcomes;
 mod passing;
 mod real_backends;
 mod server;

@@ -12,7 +12,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit;
 use legacy::Legacy;
@@ -49,16 +50,48 @@ fn play(args: &Args) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("no runtime")?;
+    let mut end = {
+        let _entered = runtime.enter();
+        End::new().context("no signals")?
+    };
     let legacy = runtime
         .block_on(Legacy::start())
         .context("the legacy backend can't start")?;
     let stage = Stage::set(legacy.address()).context("the gate can't start")?;
-    let told = runtime.block_on(tell(&stage, &legacy));
+    let told = runtime.block_on(async {
+        tokio::select! {
+            told = tell(&stage, &legacy) => told,
+            () = end.asked_for() => Err(anyhow!("it was interrupted")),
+        }
+    });
     if told.is_ok() && !args.once {
-        stay_up(&runtime, &stage)?;
+        stay_up(&stage);
+        runtime.block_on(end.asked_for());
     }
     stage.clear();
     told
+}
+
+/// The signals that end the demo. Whoever sends them wants its gate and its files to be gone, too.
+struct End {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl End {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn asked_for(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
 
 /// The story. Each scene says what it shows, does it, and checks what came back.
@@ -225,16 +258,10 @@ fn scene(what: &str, reply: &Reply, expected: u16, meaning: &str) -> anyhow::Res
     Ok(())
 }
 
-fn stay_up(runtime: &tokio::runtime::Runtime, stage: &Stage) -> anyhow::Result<()> {
+fn stay_up(stage: &Stage) {
     say("\nThe gate stays up until Ctrl-C. In another terminal, a signed call of your own:\n");
     say(&format!("  {}\n", stage.example()));
-    say(&format!(
-        "Its ledger: tikigate ledger list --config {}",
-        stage.config_path().display()
-    ));
-    runtime
-        .block_on(tokio::signal::ctrl_c())
-        .context("no signals")
+    say(&format!("Its ledger: {}", stage.list_command()));
 }
 
 fn say(line: &str) {

@@ -23,6 +23,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 
 /// A running gate with its files.
 pub(super) struct Stage {
+    program: PathBuf,
     directory: PathBuf,
     gate: Child,
     url: String,
@@ -39,7 +40,8 @@ impl Stage {
         let listen = free_address()?;
         let admin = free_address()?;
         let log = File::create(directory.join("tikigate.log"))?;
-        let gate = Command::new(std::env::current_exe().context("this program's path")?)
+        let program = std::env::current_exe().context("this program's path")?;
+        let gate = Command::new(&program)
             .args(["serve", "--config"])
             .arg(directory.join("tikigate.toml"))
             .env("TIKIGATE__SERVER__LISTEN", listen.to_string())
@@ -54,6 +56,7 @@ impl Stage {
             .spawn()
             .context("the gate's process")?;
         let mut stage = Self {
+            program,
             directory,
             gate,
             url: format!("http://{listen}"),
@@ -73,10 +76,8 @@ impl Stage {
             if let Some(status) = self.gate.try_wait()? {
                 bail!("it ended at once: {status}");
             }
-            if self
-                .run(&["probe", "ready"])
-                .is_ok_and(|output| output.status.success())
-            {
+            let probe = self.ask(&["probe", "ready"]).output();
+            if probe.is_ok_and(|output| output.status.success()) {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -90,10 +91,6 @@ impl Stage {
 
     pub(super) fn log_path(&self) -> PathBuf {
         self.directory.join("tikigate.log")
-    }
-
-    pub(super) fn config_path(&self) -> PathBuf {
-        self.directory.join("tikigate.toml")
     }
 
     /// Runs a command of this program against the gate, shows it with what it prints, and returns that.
@@ -115,14 +112,18 @@ impl Stage {
     }
 
     fn run(&self, arguments: &[&str]) -> anyhow::Result<std::process::Output> {
-        let mut command = Command::new(std::env::current_exe()?);
+        self.ask(arguments)
+            .arg("--token-file")
+            .arg(self.directory.join("admin.token"))
+            .output()
+            .context("a command's process")
+    }
+
+    /// This program with these arguments, pointed at the gate.
+    fn ask(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
         command.args(arguments).args(["--admin", &self.admin_url]);
-        if arguments.first() != Some(&"probe") {
-            command
-                .arg("--token-file")
-                .arg(self.directory.join("admin.token"));
-        }
-        command.output().context("a command's process")
+        command
     }
 
     /// A command line that sends one signed call to the gate.
@@ -133,6 +134,16 @@ impl Stage {
             quoted(&body),
             self.directory.join(SECRET_FILE).display(),
             self.url,
+        )
+    }
+
+    /// A command line that lists the gate's ledger.
+    pub(super) fn list_command(&self) -> String {
+        let token = self.directory.join("admin.token");
+        format!(
+            "tikigate ledger list --admin {} --token-file {}",
+            self.admin_url,
+            token.display()
         )
     }
 
