@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::header::{ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
 use tokio::sync::Semaphore;
@@ -244,7 +244,20 @@ fn clean_headers(
     Ok(headers)
 }
 
+/// Copies a header, unless the caller's `Connection` says that it ends here (RFC 9110, section 7.6.1).
 fn copy(from: &HeaderMap, to: &mut HeaderMap, name: &HeaderName) {
+    let listed = from
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .any(|option| {
+            option
+                .trim_ascii()
+                .eq_ignore_ascii_case(name.as_str().as_bytes())
+        });
+    if listed {
+        return;
+    }
     for value in from.get_all(name) {
         to.append(name, value.clone());
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, EXPECT, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
@@ -65,7 +65,7 @@ where
         Responding {
             facts: Arc::clone(&call.facts),
             refuse_with: self.refuse_with,
-            has_body: !call.arrived.request.body().is_end_stream(),
+            body: PendingBody::of(&call.arrived.request),
             inner: self.inner.call(call),
         }
     }
@@ -76,7 +76,7 @@ pin_project! {
     pub(super) struct Responding<F> {
         facts: Arc<Facts>,
         refuse_with: StatusCode,
-        has_body: bool,
+        body: PendingBody,
         #[pin]
         inner: F,
     }
@@ -93,8 +93,9 @@ where
         Poll::Ready(Ok(match ready!(this.inner.poll(cx)) {
             Ok(answer) => answered(this.facts, answer),
             Err(refusal) => {
-                let body_unread = *this.has_body && this.facts.body_size.get().is_none();
-                let response = refused(&refusal, *this.refuse_with, body_unread);
+                let body_read = this.facts.body_size.get().is_some();
+                let close = closes(&refusal, *this.body, body_read);
+                let response = refused(&refusal, *this.refuse_with, close);
                 let _ = this.facts.refusal.set(refusal);
                 response
             }
@@ -120,8 +121,43 @@ fn answered(facts: &Facts, answer: Answer) -> Response<Full<Bytes>> {
     response
 }
 
-/// The platform's envelope. A connection whose next bytes may be the rest of an unread body is closed.
-fn refused(refusal: &Refusal, refuse_with: StatusCode, body_unread: bool) -> Response<Full<Bytes>> {
+/// What stands behind a request's head.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PendingBody {
+    None,
+    /// So small that the HTTP library throws away what is not read of it.
+    Small,
+    Large,
+}
+
+impl PendingBody {
+    const SMALL: u64 = 64 * 1024;
+
+    fn of<B: Body>(request: &http::Request<B>) -> Self {
+        if request.body().is_end_stream() {
+            return Self::None;
+        }
+        let waits = request.headers().contains_key(EXPECT);
+        match request.body().size_hint().exact() {
+            Some(length) if length <= Self::SMALL && !waits => Self::Small,
+            _ => Self::Large,
+        }
+    }
+}
+
+/// Whether the connection must be closed, since its next bytes may be the rest of an unread body.
+///
+/// For an unauthenticated call the request's head alone decides: an answer that told whether the
+/// body was read would tell whether the client is known.
+fn closes(refusal: &Refusal, body: PendingBody, body_read: bool) -> bool {
+    match refusal {
+        Refusal::Unauthenticated(_) => body == PendingBody::Large,
+        _ => refusal.closes_connection() || (body != PendingBody::None && !body_read),
+    }
+}
+
+/// The platform's envelope.
+fn refused(refusal: &Refusal, refuse_with: StatusCode, close: bool) -> Response<Full<Bytes>> {
     let body = tiki::error_body(refusal.code(), &refusal.message());
     let status = refusal.status(refuse_with);
     let mut response = Response::new(Full::new(Bytes::from(body)));
@@ -136,7 +172,7 @@ fn refused(refusal: &Refusal, refuse_with: StatusCode, body_unread: bool) -> Res
     {
         headers.insert(ALLOW, methods);
     }
-    if body_unread || refusal.closes_connection() {
+    if close {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response

@@ -203,6 +203,49 @@ pub(super) struct Watched<I> {
     ended: bool,
     /// Bytes that lingering may still throw away; none: this side was not closed yet.
     linger: Option<usize>,
+    head: HeadLines,
+}
+
+/// Looks for line feeds without a carriage return in a request's head: hyper takes them for line
+/// ends and does not tell, while a proxy in front may see another request there.
+///
+/// A head that came in one read with the end of the request before it is not looked at.
+#[derive(Debug, Default)]
+struct HeadLines {
+    /// The last byte so far.
+    previous: u8,
+    /// Bytes of the line that has not ended yet.
+    line: usize,
+    begun: bool,
+    ended: bool,
+}
+
+impl HeadLines {
+    /// Takes the next bytes of the head; whether a lone line feed is among them.
+    fn have_lone_feed(&mut self, bytes: &[u8]) -> bool {
+        let mut start = 0;
+        for feed in memchr::memchr_iter(b'\n', bytes) {
+            if self.ended {
+                return false;
+            }
+            let before = match feed {
+                0 => self.previous,
+                _ => bytes[feed - 1],
+            };
+            if before != b'\r' {
+                return true;
+            }
+            let line = self.line + feed - start;
+            // Blank lines in front of a request are no part of it (RFC 9112, section 2.2).
+            self.ended = line == 1 && self.begun;
+            self.begun |= line > 1;
+            self.line = 0;
+            start = feed + 1;
+        }
+        self.line += bytes.len() - start;
+        self.previous = bytes.last().copied().unwrap_or(self.previous);
+        false
+    }
 }
 
 impl<I> Watched<I> {
@@ -213,6 +256,7 @@ impl<I> Watched<I> {
             activity,
             ended: false,
             linger: None,
+            head: HeadLines::default(),
         }
     }
 }
@@ -230,7 +274,15 @@ impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
         if bytes.is_empty() {
             self.ended |= room;
         } else {
-            self.activity.read(bytes);
+            let this = &mut *self;
+            let before = this.activity.phase();
+            this.activity.read(bytes);
+            if matches!(before, Phase::Fresh | Phase::Idle) {
+                this.head = HeadLines::default();
+            }
+            if this.activity.phase() == Phase::Head && this.head.have_lone_feed(bytes) {
+                this.activity.leave();
+            }
         }
         Poll::Ready(Ok(()))
     }

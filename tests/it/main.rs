@@ -8,6 +8,7 @@
 
 mod admin;
 mod architecture;
+mod bad_input;
 mod client;
 mod commands;
 mod documents;
