@@ -12,6 +12,7 @@ use tower::{Layer, Service};
 use crate::net::LimitKey;
 
 use super::answer::Answer;
+use super::arrivals::Arrivals;
 use super::call::Call;
 use super::limits::AddressLimits;
 use super::refusal::{Overload, Refusal};
@@ -24,6 +25,8 @@ pub(super) struct Admission {
     pub(super) max_in_flight: usize,
     /// Limits per address.
     pub(super) addresses: AddressLimits,
+    /// Where refused calls are noted, for their re-sends.
+    pub(super) arrivals: Arc<Arrivals>,
     /// Set when the gate is about to stop and takes no new call.
     pub(super) draining: AtomicBool,
 }
@@ -95,9 +98,14 @@ where
                 _admitted: admitted,
                 inner: self.inner.call(call),
             },
-            Err(refusal) => Admitting::Out {
-                refusal: Some(refusal),
-            },
+            Err(refusal) => {
+                self.admission
+                    .arrivals
+                    .note_head(call.arrived.request.headers());
+                Admitting::Out {
+                    refusal: Some(refusal),
+                }
+            }
         }
     }
 }

@@ -20,8 +20,8 @@ use super::bind::Standing;
 use super::call::Facts;
 use super::forward::{ForwardFault, Outgoing, clean_request};
 use super::outcome::{self, Class};
-use super::refusal::{LedgerFault, Overload, Refusal, UpstreamFault, Wait};
-use super::running::{Lead, Running, Verdict};
+use super::refusal::{LedgerFault, Overload, Refusal, Reuse, UpstreamFault, Wait};
+use super::running::{Lead, Running, Stage, Verdict};
 use super::signatures::SignatureKey;
 use super::throttle::Claimable;
 use super::validate::Identity;
@@ -32,6 +32,9 @@ const QUIET: Duration = Duration::from_secs(60);
 /// Pauses between tries to record an answer that the store could not take.
 const RECORD_PAUSE: Duration = Duration::from_millis(250);
 const RECORD_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// How long a store may take to reply once the gate gives its running calls up.
+const LAST_REPLY: Duration = Duration::from_secs(2);
 
 /// Runs the attempt to its end, whoever still waits for it, and tells those who joined it.
 pub(super) async fn detached(gate: Arc<Gate>, claimable: Claimable, lead: Lead) -> Verdict {
@@ -92,6 +95,11 @@ async fn unkeyed(
     running: &Arc<Running>,
     deadlines: Deadlines,
 ) -> Verdict {
+    let signature = SignatureKey::from(&message.mac);
+    // A copy may have been answered between this one's step 5 and its place here.
+    if gate.common.signatures.is_answered(signature) {
+        return Verdict::Shared(Err(Refusal::Replayed(Reuse::Answered)));
+    }
     let sending = Sending {
         fence: None,
         running: Some(Arc::clone(running)),
@@ -101,9 +109,7 @@ async fn unkeyed(
     let sent = send(gate, message, None, sending).await;
     let understood = understand(message, sent, 1);
     if matches!(understood.settlement, Settlement::Done(..)) {
-        gate.common
-            .signatures
-            .answered(SignatureKey::from(&message.mac));
+        gate.common.signatures.answered(signature);
     }
     Verdict::Shared(understood.answer)
 }
@@ -121,7 +127,11 @@ async fn keyed(
         return Verdict::Own(Refusal::LedgerUnavailable(LedgerFault::Failed));
     };
     let claim = claim(gate, claimable, identity, rule, deadlines);
-    let fence = match gate.common.ledger.claim(claim).await {
+    let claimed = unless_given_up(gate, gate.common.ledger.claim(claim)).await;
+    let Some(claimed) = claimed else {
+        return Verdict::Own(Refusal::LedgerUnavailable(LedgerFault::Failed));
+    };
+    let fence = match claimed {
         Ok(ClaimOutcome::Granted(fence)) => fence,
         Ok(other) => return not_granted(other, claimable.standing),
         Err(error) => return Verdict::Shared(Err(ledger_refusal(&error))),
@@ -129,6 +139,7 @@ async fn keyed(
     let _ = message.facts.attempt.set(fence.attempt);
     let guard = ClaimGuard {
         gate: Arc::clone(gate),
+        facts: Arc::clone(&message.facts),
         fence,
         armed: true,
     };
@@ -216,11 +227,14 @@ async fn send(
     let started = StdInstant::now();
     let aborted = gate.common.abort.cancelled();
     let running = sending.running.clone();
+    if let Some(running) = &running {
+        running.reach(Stage::Waiting);
+    }
     let result = tokio::select! {
         biased;
         result = forward(gate, message, identity, sending) => result,
         () = aborted => Err(match running {
-            Some(running) if !running.may_be_sent() => ForwardFault::NotSent("not_sent"),
+            Some(running) if !running.has_reached(Stage::Sending) => ForwardFault::NotSent("not_sent"),
             _ => ForwardFault::MaybeSent(UpstreamFault::Abandoned),
         }),
     };
@@ -347,6 +361,19 @@ fn understand_fault(fault: ForwardFault) -> Understood {
     }
 }
 
+/// The store's reply; none if the gate gave its calls up and the store let that moment pass too.
+async fn unless_given_up<T>(gate: &Gate, reply: impl Future<Output = T>) -> Option<T> {
+    let given_up = async {
+        gate.common.abort.cancelled().await;
+        tokio::time::sleep(LAST_REPLY).await;
+    };
+    tokio::select! {
+        biased;
+        reply = reply => Some(reply),
+        () = given_up => None,
+    }
+}
+
 /// Records what became of the attempt. An owner that holds an answer which its store can't take
 /// keeps trying: the answer is all that stands between the refund and a second one. Until it is
 /// recorded nobody is answered with it.
@@ -358,12 +385,14 @@ async fn record(
 ) -> Result<(), Refusal> {
     let mut pause = RECORD_PAUSE;
     loop {
-        let error = match gate.common.ledger.settle(fence, settlement.clone()).await {
-            Ok(settled) => {
+        let settling = gate.common.ledger.settle(fence, settlement.clone());
+        let error = match unless_given_up(gate, settling).await {
+            Some(Ok(settled)) => {
                 log_settled(facts, fence, &settled);
                 return Ok(());
             }
-            Err(error) => error,
+            Some(Err(error)) => error,
+            None => return Err(Refusal::LedgerUnavailable(LedgerFault::Unrecorded)),
         };
         tracing::error!(
             tikigate.record = %fence.record, tikigate.request_id = %facts.request_id, %error,
@@ -418,6 +447,7 @@ fn log_late(facts: &Facts, verdict: &Verdict) {
 /// on the way must not leave a claim that nobody owns.
 struct ClaimGuard {
     gate: Arc<Gate>,
+    facts: Arc<Facts>,
     fence: Fence,
     armed: bool,
 }
@@ -433,16 +463,15 @@ impl Drop for ClaimGuard {
         if !self.armed {
             return;
         }
-        let (gate, fence) = (Arc::clone(&self.gate), self.fence);
+        let (gate, facts, fence) = (Arc::clone(&self.gate), Arc::clone(&self.facts), self.fence);
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
         self.gate.common.tasks.spawn_on(
             async move {
                 let lost = Settlement::Unknown(Cause::Borrowed("task_lost"));
-                if let Err(error) = gate.common.ledger.settle(fence, lost).await {
-                    tracing::error!(tikigate.record = %fence.record, %error, "a lost attempt can't be recorded");
-                }
+                // Refused only when the gate ends; its claims become unknown then.
+                let _ = record(&gate, &facts, fence, lost).await;
             },
             &runtime,
         );

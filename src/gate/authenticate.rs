@@ -20,6 +20,7 @@ use crate::config::{Client, ClientSecret, Settings};
 use crate::metrics;
 use crate::tiki::{Family, Mac, SignatureHeaders, Timestamp, Verifier, age_seconds, read_headers};
 
+use super::arrivals::Arrivals;
 use super::call::Facts;
 use super::limits::ClientLimit;
 use super::refusal::{AuthFault, BodyFault, Refusal, RequestFault};
@@ -154,6 +155,7 @@ impl Clients {
 /// [`Refusal::BodyTooLarge`], [`Refusal::BodyTimeout`], [`Refusal::MalformedRequest`].
 pub async fn authenticate<B>(
     clients: &Clients,
+    arrivals: &Arrivals,
     metrics: &metrics::Worker,
     routed: Routed<B>,
 ) -> Result<Authentic, Refusal>
@@ -185,7 +187,12 @@ where
         let reading = read_body(&head.headers, body, plan.route.body_limit, &mut verifier);
         tokio::time::timeout_at(deadline, reading)
             .await
-            .unwrap_or(Err(Refusal::BodyTimeout(BodyFault::TooSlow)))?
+            .unwrap_or(Err(Refusal::BodyTimeout(BodyFault::TooSlow)))
+            .inspect_err(|refusal| {
+                if matches!(refusal, Refusal::BodyTimeout(_)) {
+                    arrivals.note(&signature.mac);
+                }
+            })?
     };
     let _ = call.facts.body_size.set(body.len());
 

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::ledger::Admission;
 
+use super::arrivals::Arrivals;
 use super::authenticate::Message;
 use super::refusal::{Dated, Refusal};
 use super::signatures::{RESEND_HORIZON, SignatureKey, Signatures};
@@ -46,6 +47,7 @@ impl Standing {
 /// [`Refusal::Replayed`], [`Refusal::OutOfWindow`], [`Refusal::Overloaded`].
 pub fn bind(
     signatures: &Signatures,
+    arrivals: &Arrivals,
     monotonic: Duration,
     now: SystemTime,
     valid: Valid,
@@ -60,13 +62,23 @@ pub fn bind(
     let route = message.plan.index;
     // Without a key nothing else tells the second copy of a call from the first.
     let once = identity.is_none() && !message.plan.is_safe();
-    let tie = |lifetime| signatures.bind(key, route, once, monotonic, lifetime);
+    let tie = |lifetime| {
+        let tied = signatures.bind(key, route, once, monotonic, lifetime);
+        if let Err(Refusal::Overloaded(_)) = tied {
+            arrivals.note(&message.mac);
+        }
+        tied
+    };
     let standing = match dated {
         None => {
             tie(message.plan.signature_lifetime)?;
             Standing::Timely
         }
         Some(_) if signatures.recall(key, route, once, monotonic)? => Standing::Timely,
+        Some(_) if came_in_time(arrivals, &message) => {
+            tie(message.plan.signature_lifetime)?;
+            Standing::Timely
+        }
         Some(Dated::TooOld) if within_resend_age(&message, now) => {
             tie(RESEND_HORIZON)?;
             Standing::Timely
@@ -83,6 +95,11 @@ pub fn bind(
         standing,
         _seal: Seal,
     })
+}
+
+fn came_in_time(arrivals: &Arrivals, message: &Message) -> bool {
+    let window = &message.plan.route.windows[message.family.index()];
+    arrivals.came_in_time(&message.mac, message.timestamp, window)
 }
 
 /// Whether the route takes calls of this age on its ledger's word alone (`resend_age`).

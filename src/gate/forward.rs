@@ -21,7 +21,7 @@ use crate::tiki::PayloadKind;
 
 use super::authenticate::Message;
 use super::refusal::UpstreamFault;
-use super::running::Running;
+use super::running::{Running, Stage};
 use super::validate::Identity;
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -137,7 +137,7 @@ async fn send_on(
         return Err(ForwardFault::NotSent("not_sent"));
     }
     if let Some(running) = &outgoing.running {
-        running.note_sending();
+        running.reach(Stage::Sending);
     }
     let request = outgoing.request.clone();
     Ok(reserved

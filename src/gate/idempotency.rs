@@ -4,6 +4,7 @@
 //! up, and Tiki's deadline, change nothing about it. It is polled by its caller for as long as the
 //! caller waits, and by a task of its own from then on ([`Detachable`]).
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -14,7 +15,7 @@ use super::Gate;
 use super::answer::Answer;
 use super::attempt;
 use super::refusal::{LedgerFault, Overload, Refusal, Wait};
-use super::running::{Entry, Lead, RunKey, Running, Verdict};
+use super::running::{Entry, Lead, RunKey, Running, Stage, Verdict};
 use super::signatures::SignatureKey;
 use super::throttle::Claimable;
 
@@ -74,12 +75,17 @@ async fn run(gate: &Arc<Gate>, claimable: Claimable, lead: Lead) -> Result<Answe
 }
 
 fn too_late(running: &Running) -> Refusal {
-    if running.may_be_sent() {
+    if running.has_reached(Stage::Sending) {
         Refusal::UpstreamTimeout
-    } else {
+    } else if running.has_reached(Stage::Waiting) {
         Refusal::Overloaded(Overload::Upstream)
+    } else {
+        Refusal::LedgerUnavailable(LedgerFault::Failed)
     }
 }
+
+/// What an attempt came to that came to nothing.
+const LOST: Verdict = Verdict::Own(Refusal::LedgerUnavailable(LedgerFault::Failed));
 
 /// A future that whoever awaits it polls, and that goes on in a task of its own when it is dropped
 /// before its end. That spares the usual call a task, its wake-ups and a channel.
@@ -93,11 +99,12 @@ impl<F: Future<Output = Verdict> + Send + 'static> Future for Detachable<F> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Verdict> {
         let Some(future) = &mut self.future else {
             // Polled again after it resolved, which futures forbid.
-            return Poll::Ready(Verdict::Own(Refusal::LedgerUnavailable(
-                LedgerFault::Failed,
-            )));
+            return Poll::Ready(LOST);
         };
-        let polled = future.as_mut().poll(cx);
+        // A panic on the way ends this call and not its connection; dropping the future records what
+        // may have been sent.
+        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
+        let polled = polled.unwrap_or(Poll::Ready(LOST));
         if polled.is_ready() {
             self.future = None;
         }
@@ -110,10 +117,6 @@ impl<F: Future<Output = Verdict> + Send + 'static> Drop for Detachable<F> {
         let Some(future) = self.future.take() else {
             return;
         };
-        // A future that panicked can't go on: dropping it records its claim as lost.
-        if std::thread::panicking() {
-            return;
-        }
         // Without a runtime the process is at its end, and so is the ledger's owner.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(future);

@@ -22,6 +22,7 @@
 
 mod admit;
 mod answer;
+pub mod arrivals;
 mod attempt;
 pub mod authenticate;
 pub mod bind;
@@ -64,6 +65,7 @@ use crate::net::{Arrived, TrustedProxies};
 use crate::telemetry::AccessLog;
 
 use admit::{Admission, AdmitLayer};
+use arrivals::Arrivals;
 use authenticate::{Clients, authenticate};
 use bind::bind;
 use call::{Call, RequestIds};
@@ -128,12 +130,14 @@ impl Gate {
     {
         let common = &self.common;
         let routed = route(&common.routes, call)?;
-        let authentic = authenticate(&common.clients, &self.metrics, routed).await?;
+        let authentic =
+            authenticate(&common.clients, &common.arrivals, &self.metrics, routed).await?;
         let now = common.clock.now();
         self.metrics.signature_age(authentic.age_seconds(now));
         let freshened = freshen(now, authentic);
         let valid = validate(freshened)?;
-        let bound = bind(&common.signatures, common.clock.monotonic(), now, valid)?;
+        let monotonic = common.clock.monotonic();
+        let bound = bind(&common.signatures, &common.arrivals, monotonic, now, valid)?;
         let claimable = throttle(bound)?;
         idempotency(&self, claimable).await
     }
@@ -196,6 +200,7 @@ pub struct Common {
     trusted_proxies: TrustedProxies,
     admission: Arc<Admission>,
     signatures: Signatures,
+    arrivals: Arc<Arrivals>,
     running: Arc<RunningCalls>,
     ledger: Arc<dyn Ledger>,
     owner: Owner,
@@ -216,7 +221,10 @@ impl Common {
         owner: Owner,
     ) -> Result<Arc<Self>, String> {
         let server = &settings.server;
+        let families = settings.signature.families.clone();
+        let arrivals = Arc::new(Arrivals::new(families, clock.clone()));
         let admission = Admission {
+            arrivals: Arc::clone(&arrivals),
             in_flight: AtomicUsize::new(0),
             max_in_flight: server.max_in_flight,
             addresses: AddressLimits::new(server.per_address, clock.clone()),
@@ -231,6 +239,7 @@ impl Common {
             trusted_proxies: server.trusted_proxies.clone(),
             admission: Arc::new(admission),
             signatures: Signatures::new(settings.signature.max_remembered),
+            arrivals,
             running: Arc::default(),
             upstream_permits: upstream_permits.collect(),
             tasks: TaskTracker::new(),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::quality::RandomState;
@@ -36,24 +36,35 @@ pub(super) enum Verdict {
     Own(Refusal),
 }
 
+/// How far an attempt has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// It waits for the ledger.
+    Claiming,
+    /// It waits for the backend's cap, or for a connection.
+    Waiting,
+    /// A byte may have gone out.
+    Sending,
+}
+
 /// A call that is running.
 #[derive(Debug)]
 pub(super) struct Running {
     fingerprint: Option<Fingerprint>,
     joiners: AtomicUsize,
-    may_be_sent: AtomicBool,
+    stage: AtomicU8,
     verdict: watch::Sender<Option<Verdict>>,
 }
 
 impl Running {
-    /// Notes that from now on a byte may have gone out.
-    pub(super) fn note_sending(&self) {
-        self.may_be_sent.store(true, Ordering::Release);
+    /// Notes that the attempt has come this far.
+    pub(super) fn reach(&self, stage: Stage) {
+        self.stage.store(stage as u8, Ordering::Release);
     }
 
-    /// Whether a byte may have gone out.
-    pub(super) fn may_be_sent(&self) -> bool {
-        self.may_be_sent.load(Ordering::Acquire)
+    /// Whether it has come this far.
+    pub(super) fn has_reached(&self, stage: Stage) -> bool {
+        self.stage.load(Ordering::Acquire) >= stage as u8
     }
 
     /// Waits for what it comes to.
@@ -114,7 +125,7 @@ impl RunningCalls {
         let running = Arc::new(Running {
             fingerprint,
             joiners: AtomicUsize::new(0),
-            may_be_sent: AtomicBool::new(false),
+            stage: AtomicU8::new(Stage::Claiming as u8),
             verdict: watch::Sender::new(None),
         });
         shard.insert(key.clone(), Arc::clone(&running));

@@ -30,6 +30,13 @@ const SHARDS: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SignatureKey(u128);
 
+impl SignatureKey {
+    /// Its place among `shards` parts.
+    pub(super) fn spread(self, shards: usize) -> usize {
+        self.0 as usize % shards
+    }
+}
+
 impl From<&Mac> for SignatureKey {
     fn from(mac: &Mac) -> Self {
         let mut half = [0; 16];
@@ -145,6 +152,12 @@ impl Signatures {
         }
     }
 
+    /// Whether the backend gave the call its final answer.
+    pub(super) fn is_answered(&self, key: SignatureKey) -> bool {
+        let shard = self.shard(key);
+        shard.entries.get(&key).is_some_and(|entry| entry.answered)
+    }
+
     /// How many are remembered.
     pub(super) fn len(&self) -> usize {
         self.shards
@@ -154,7 +167,7 @@ impl Signatures {
     }
 
     fn shard(&self, key: SignatureKey) -> MutexGuard<'_, Shard> {
-        lock(&self.shards[(key.0 as usize) % SHARDS])
+        lock(&self.shards[key.spread(SHARDS)])
     }
 }
 
@@ -177,13 +190,14 @@ impl Shard {
 
     fn forget_expired(&mut self, now: Duration) {
         while let Some(&Reverse((due, key))) = self.expiries.peek() {
-            if due > now {
+            // The windows' bounds are inside them: so is an entry's last moment.
+            if due >= now {
                 return;
             }
             self.expiries.pop();
             let key = SignatureKey(key);
             match self.entries.get(&key) {
-                Some(entry) if entry.expires > now => {
+                Some(entry) if entry.expires >= now => {
                     self.expiries.push(Reverse((entry.expires, key.0)));
                 }
                 _ => {
@@ -250,6 +264,8 @@ mod tests {
         assert_eq!(signatures.recall(key(128), 1, false, later), Ok(true));
         assert_eq!(signatures.len(), 1);
         let last = MINUTE + RESEND_HORIZON;
+        assert_eq!(signatures.recall(key(128), 1, false, last), Ok(true));
+        let last = last + Duration::from_nanos(1);
         assert_eq!(signatures.recall(key(128), 1, false, last), Ok(false));
         assert_eq!(signatures.len(), 0);
     }
@@ -263,9 +279,7 @@ mod tests {
             Err(Refusal::Overloaded(Overload::Signatures))
         );
         assert_eq!(signatures.bind(key(0), 1, false, MINUTE, MINUTE), Ok(true));
-        assert_eq!(
-            signatures.bind(key(64), 1, false, 2 * MINUTE, MINUTE),
-            Ok(false)
-        );
+        let later = 2 * MINUTE + Duration::from_nanos(1);
+        assert_eq!(signatures.bind(key(64), 1, false, later, MINUTE), Ok(false));
     }
 }

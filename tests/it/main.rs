@@ -14,6 +14,7 @@ mod commands;
 mod documents;
 mod outcomes;
 mod passing;
+mod promises;
 mod real_backends;
 mod server;
 mod steps;

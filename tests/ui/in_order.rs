@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http_body_util::Full;
+use tikigate::gate::arrivals::Arrivals;
 use tikigate::gate::authenticate::{Clients, authenticate};
 use tikigate::gate::bind::bind;
 use tikigate::gate::call::Call;
@@ -23,6 +24,7 @@ struct World {
     clients: Clients,
     metrics: Worker,
     signatures: Signatures,
+    arrivals: Arrivals,
     gate: std::sync::Arc<Gate>,
     now: SystemTime,
     monotonic: Duration,
@@ -30,10 +32,10 @@ struct World {
 
 async fn steps(world: World, call: Call<Full<Bytes>>) -> Result<Answer, Refusal> {
     let routed = route(&world.table, call)?;
-    let authentic = authenticate(&world.clients, &world.metrics, routed).await?;
+    let authentic = authenticate(&world.clients, &world.arrivals, &world.metrics, routed).await?;
     let freshened = freshen(world.now, authentic);
     let valid = validate(freshened)?;
-    let bound = bind(&world.signatures, world.monotonic, world.now, valid)?;
+    let bound = bind(&world.signatures, &world.arrivals, world.monotonic, world.now, valid)?;
     let claimable = throttle(bound)?;
     idempotency(&world.gate, claimable).await
 }

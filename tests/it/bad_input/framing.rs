@@ -267,12 +267,13 @@ async fn a_body_with_two_readings_of_its_length_is_refused_or_framed_anew() {
             "passed",
             false,
         ),
-        ("", false, "401 unauthenticated bad_signature", true),
+        // Without a length the body is empty, and its bytes are the next call's head: no HTTP.
+        ("", false, "401 unauthenticated bad_signature", false),
         (
             "Content-Length: 0\r\n",
             false,
             "401 unauthenticated bad_signature",
-            true,
+            false,
         ),
     ]
     .into_iter()

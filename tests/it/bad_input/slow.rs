@@ -232,7 +232,7 @@ async fn behind_a_refused_call_the_next_is_read_whole_or_not_at_all() {
             "no signature",
             with_inside("/tiki/refund").without("x-tikivip-signature"),
             401,
-            false,
+            true,
         ),
         (
             "packed",

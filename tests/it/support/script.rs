@@ -244,7 +244,7 @@ impl Hold {
         self.0.send_replace(true);
     }
 
-    pub(super) async fn released(&self) {
+    pub(crate) async fn released(&self) {
         let _ = self.0.subscribe().wait_for(|released| *released).await;
     }
 }

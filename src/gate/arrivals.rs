@@ -1,0 +1,145 @@
+//! When a signature was first seen whose call was refused, 5xx, before anybody could verify it.
+//!
+//! A limit, a full memory or a slow body refuses calls that may be Tiki's, and Tiki sends them again
+//! unchanged, outside their time window by then. That their signature was seen in time proves that
+//! they came in time, once it turns out to be right: nobody without the secret could have known it.
+//! What is noted here is unverified and counts for nothing by itself.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use foldhash::fast::RandomState;
+use http::HeaderMap;
+
+use crate::clock::Clock;
+use crate::tiki::{Family, Freshness, Mac, Timestamp, Window, read_headers};
+
+use super::signatures::{RESEND_HORIZON, SignatureKey};
+
+/// Signatures that are noted at once. A flood of forged calls pushes older ones out, whose re-sends
+/// are then answered `out_of_window`.
+const NOTED: usize = 65_536;
+const SHARDS: usize = 16;
+
+/// The signatures that were seen.
+pub struct Arrivals {
+    shards: Vec<Mutex<Shard>>,
+    families: Vec<Family>,
+    clock: Clock,
+}
+
+#[derive(Default)]
+struct Shard {
+    seen: HashMap<SignatureKey, SystemTime, RandomState>,
+    order: VecDeque<SignatureKey>,
+}
+
+impl Arrivals {
+    /// Of calls with these families of headers.
+    pub fn new(families: Vec<Family>, clock: Clock) -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            families,
+            clock,
+        }
+    }
+
+    /// Notes a call that is refused unseen.
+    pub(super) fn note_head(&self, headers: &HeaderMap) {
+        if let Ok(signature) = read_headers(headers, &self.families) {
+            self.note(&signature.mac);
+        }
+    }
+
+    /// Notes a signature; its first sight counts.
+    pub(super) fn note(&self, mac: &Mac) {
+        let key = SignatureKey::from(mac);
+        let now = self.clock.now();
+        let mut shard = self.shard(key);
+        if shard.seen.contains_key(&key) {
+            return;
+        }
+        if shard.order.len() >= NOTED / SHARDS
+            && let Some(oldest) = shard.order.pop_front()
+        {
+            shard.seen.remove(&oldest);
+        }
+        shard.seen.insert(key, now);
+        shard.order.push_back(key);
+    }
+
+    /// Whether a signature that is right was seen when its timestamp lay in the window, and not
+    /// longer ago than Tiki sends again.
+    pub(super) fn came_in_time(&self, mac: &Mac, timestamp: Timestamp, window: &Window) -> bool {
+        let key = SignatureKey::from(mac);
+        let Some(seen_at) = self.shard(key).seen.get(&key).copied() else {
+            return false;
+        };
+        let since = self.clock.now().duration_since(seen_at).unwrap_or_default();
+        window.judge(timestamp, seen_at) == Freshness::Fresh && since <= RESEND_HORIZON
+    }
+
+    fn shard(&self, key: SignatureKey) -> MutexGuard<'_, Shard> {
+        let shard = &self.shards[key.spread(SHARDS)];
+        // A panic while the lock was held leaves at worst one signature too many: go on with it.
+        shard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const WINDOW: Window = Window {
+        max_age: Duration::from_secs(300),
+        max_ahead: Duration::from_secs(60),
+    };
+
+    fn mac(number: usize) -> Mac {
+        Mac::parse(
+            format!("{number:064x}")
+                .chars()
+                .rev()
+                .collect::<String>()
+                .as_bytes(),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn the_first_sight_decides_and_only_for_as_long_as_tiki_sends_again() {
+        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_667_980_513);
+        let (clock, hands) = Clock::manual(start);
+        let arrivals = Arrivals::new(Family::ALL.to_vec(), clock);
+        let signed_at = Timestamp::from_system_time(start).unwrap();
+        assert!(!arrivals.came_in_time(&mac(1), signed_at, &WINDOW));
+        arrivals.note(&mac(1));
+        hands.advance(Duration::from_secs(3600));
+        arrivals.note(&mac(1));
+        arrivals.note(&mac(2));
+        assert!(arrivals.came_in_time(&mac(1), signed_at, &WINDOW));
+        assert!(
+            !arrivals.came_in_time(&mac(2), signed_at, &WINDOW),
+            "seen too late"
+        );
+        hands.advance(RESEND_HORIZON - Duration::from_secs(3600));
+        assert!(arrivals.came_in_time(&mac(1), signed_at, &WINDOW));
+        hands.advance(Duration::from_secs(1));
+        assert!(!arrivals.came_in_time(&mac(1), signed_at, &WINDOW));
+    }
+
+    #[test]
+    fn a_flood_is_bounded() {
+        let (clock, _) = Clock::manual(SystemTime::UNIX_EPOCH);
+        let arrivals = Arrivals::new(Family::ALL.to_vec(), clock);
+        for number in 0..2 * NOTED {
+            arrivals.note(&mac(number));
+        }
+        let noted: usize = (0..SHARDS)
+            .map(|shard| arrivals.shards[shard].lock().unwrap().seen.len())
+            .sum();
+        assert!(noted <= NOTED, "{noted}");
+    }
+}
