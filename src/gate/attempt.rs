@@ -18,7 +18,7 @@ use super::answer::Answer;
 use super::authenticate::Message;
 use super::bind::Standing;
 use super::call::Facts;
-use super::forward::{ForwardFault, Outgoing, clean_request};
+use super::forward::{ForwardFault, NOT_SENT, Outgoing, clean_request};
 use super::outcome::{self, Class};
 use super::refusal::{LedgerFault, Overload, Refusal, Reuse, UpstreamFault, Wait};
 use super::running::{Lead, Running, Stage, Verdict};
@@ -32,6 +32,10 @@ const QUIET: Duration = Duration::from_secs(60);
 /// Pauses between tries to record an answer that the store could not take.
 const RECORD_PAUSE: Duration = Duration::from_millis(250);
 const RECORD_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Connections that are tried for one call: kept ones that turned out to be closed before a byte was
+/// written, and at last another.
+const CONNECTIONS: usize = 3;
 
 /// How long a store may take to reply once the gate gives its running calls up.
 const LAST_REPLY: Duration = Duration::from_secs(2);
@@ -48,7 +52,7 @@ pub(super) async fn detached(gate: Arc<Gate>, claimable: Claimable, lead: Lead) 
     if Instant::now() > deadlines.send_by {
         log_late(&facts, &verdict);
     }
-    lead.finish(verdict.clone());
+    lead.finish(&verdict);
     verdict
 }
 
@@ -234,7 +238,7 @@ async fn send(
         biased;
         result = forward(gate, message, identity, sending) => result,
         () = aborted => Err(match running {
-            Some(running) if !running.has_reached(Stage::Sending) => ForwardFault::NotSent("not_sent"),
+            Some(running) if !running.has_reached(Stage::Sending) => ForwardFault::NotSent(NOT_SENT),
             _ => ForwardFault::MaybeSent(UpstreamFault::Abandoned),
         }),
     };
@@ -248,27 +252,42 @@ async fn send(
     result
 }
 
+/// Sends on one connection after another, as long as it is certain that none took a byte.
 async fn forward(
     gate: &Gate,
     message: &Message,
     identity: Option<&Identity>,
     sending: Sending,
 ) -> Result<BackendAnswer, ForwardFault> {
+    for _ in 0..CONNECTIONS {
+        match forward_once(gate, message, identity, &sending).await {
+            Err(ForwardFault::Stale) => {}
+            other => return other,
+        }
+    }
+    Err(ForwardFault::NotSent(NOT_SENT))
+}
+
+async fn forward_once(
+    gate: &Gate,
+    message: &Message,
+    identity: Option<&Identity>,
+    sending: &Sending,
+) -> Result<BackendAnswer, ForwardFault> {
     let request = clean_request(message, identity, sending.attempt)
-        .map_err(|_| ForwardFault::NotSent("not_sent"))?;
+        .map_err(|_| ForwardFault::NotSent(NOT_SENT))?;
     let mut stack = gate.stacks[message.plan.route.upstream].clone();
     let ready = tokio::time::timeout_at(sending.deadlines.send_by, stack.ready()).await;
     let stack = ready.map_err(|_| ForwardFault::NotSent(OVERLOADED))??;
+    let fence = sending.fence;
     let outgoing = Outgoing {
         request,
         kind: connection_kind(message),
         answer_limit: message.plan.route.answer_limit,
         send_by: sending.deadlines.send_by,
         settle_by: sending.deadlines.settle_by,
-        fence: sending
-            .fence
-            .map(|fence| (Arc::clone(&gate.common.ledger), fence)),
-        running: sending.running,
+        fence: fence.map(|fence| (Arc::clone(&gate.common.ledger), fence)),
+        running: sending.running.clone(),
     };
     stack.call(outgoing).await
 }
@@ -337,6 +356,10 @@ fn understand_fault(fault: ForwardFault) -> Understood {
         ForwardFault::NotSent(word) => (
             Settlement::Released(Cause::Borrowed(word)),
             Refusal::UpstreamUnreachable(word),
+        ),
+        ForwardFault::Stale => (
+            Settlement::Released(Cause::Borrowed(NOT_SENT)),
+            Refusal::UpstreamUnreachable(NOT_SENT),
         ),
         ForwardFault::Fenced => (
             Settlement::Released(Cause::Borrowed("fenced")),

@@ -8,14 +8,13 @@ use bytes::Bytes;
 use http::header::{ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
+use smallvec::SmallVec;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tower::limit::{ConcurrencyLimit, GlobalConcurrencyLimitLayer};
 use tower::{Layer, Service};
 
-use crate::client::{
-    BackendAnswer, ConnectionKind, Reserved, SendFault, SendFaultKind, Sent, Upstream,
-};
+use crate::client::{BackendAnswer, ConnectionKind, SendFaultKind, Sent, Upstream};
 use crate::ledger::{Fence, Ledger, LedgerError, PermitError};
 use crate::tiki::PayloadKind;
 
@@ -34,9 +33,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Connections that are tried for one call: a kept one that turned out to be closed before a byte
-/// was written to it, and another.
-const CONNECTIONS: usize = 3;
+/// The word for a call that never left, where no finer one is known.
+pub(super) const NOT_SENT: &str = "not_sent";
 
 /// One call to the backend.
 pub(super) struct Outgoing {
@@ -61,6 +59,8 @@ pub(super) struct Outgoing {
 pub(super) enum ForwardFault {
     /// Certain that nothing was sent, and why.
     NotSent(&'static str),
+    /// A kept connection turned out to be closed before a byte was written: another may do.
+    Stale,
     /// The claim no longer held; nothing was sent.
     Fenced,
     /// The ledger could not say whether the claim holds; nothing was sent.
@@ -100,49 +100,34 @@ impl Service<Outgoing> for Backend {
     }
 }
 
+/// Connects, checks the claim, and sends: between the last two nothing waits.
 async fn send(upstream: Upstream, outgoing: Outgoing) -> Result<BackendAnswer, ForwardFault> {
-    let mut last = "not_sent";
-    for _ in 0..CONNECTIONS {
-        let reserved = upstream
-            .reserve(outgoing.kind, outgoing.send_by)
-            .await
-            .map_err(|fault| ForwardFault::NotSent(fault.kind.as_str()))?;
-        match send_on(reserved, &outgoing).await? {
-            Ok(answer) => return Ok(answer),
-            Err(fault) if fault.sent == Sent::Nothing => last = "not_sent",
-            Err(fault) => return Err(maybe_sent(fault.kind)),
-        }
-        if outgoing.kind == ConnectionKind::Fresh {
-            break;
-        }
-    }
-    Err(ForwardFault::NotSent(last))
-}
-
-/// Checks the claim, then sends: between the two nothing waits.
-async fn send_on(
-    reserved: Reserved,
-    outgoing: &Outgoing,
-) -> Result<Result<BackendAnswer, SendFault>, ForwardFault> {
+    let reserved = upstream
+        .reserve(outgoing.kind, outgoing.send_by)
+        .await
+        .map_err(|fault| ForwardFault::NotSent(fault.kind.as_str()))?;
     if let Some((ledger, fence)) = &outgoing.fence {
         let permit = ledger.permit(*fence).await.map_err(|error| match error {
             PermitError::Fenced => ForwardFault::Fenced,
             PermitError::Ledger(error) => ForwardFault::Ledger(error),
         })?;
         if std::time::Instant::now() >= permit.valid_until {
-            return Err(ForwardFault::NotSent("not_sent"));
+            return Err(ForwardFault::NotSent(NOT_SENT));
         }
     }
     if Instant::now() >= outgoing.send_by {
-        return Err(ForwardFault::NotSent("not_sent"));
+        return Err(ForwardFault::NotSent(NOT_SENT));
     }
     if let Some(running) = &outgoing.running {
         running.reach(Stage::Sending);
     }
-    let request = outgoing.request.clone();
-    Ok(reserved
-        .send(request, outgoing.settle_by, outgoing.answer_limit)
-        .await)
+    let sent = reserved.send(outgoing.request, outgoing.settle_by, outgoing.answer_limit);
+    sent.await
+        .map_err(|fault| match (fault.sent, outgoing.kind) {
+            (Sent::Maybe, _) => maybe_sent(fault.kind),
+            (Sent::Nothing, ConnectionKind::Pooled) => ForwardFault::Stale,
+            (Sent::Nothing, ConnectionKind::Fresh) => ForwardFault::NotSent(NOT_SENT),
+        })
 }
 
 fn maybe_sent(kind: SendFaultKind) -> ForwardFault {
@@ -190,24 +175,24 @@ fn clean_headers(
 ) -> Result<HeaderMap, http::Error> {
     let plan = &message.plan;
     let facts = &message.facts;
-    let from_caller = &message.head.headers;
-    let mut headers = HeaderMap::with_capacity(24);
+    let offered = Offered::by(&message.head.headers);
+    let mut headers = HeaderMap::with_capacity(20);
     headers.insert(HOST, plan.upstream.host.clone());
     if !plan.is_safe() {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(message.body.len()));
     }
     if plan.route.payload == PayloadKind::Any {
-        copy(from_caller, &mut headers, &CONTENT_TYPE);
+        offered.copy(&CONTENT_TYPE, &mut headers);
     } else {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     }
-    copy(from_caller, &mut headers, &ACCEPT);
+    offered.copy(&ACCEPT, &mut headers);
     for name in &plan.route.forward_headers {
-        copy(from_caller, &mut headers, name);
+        offered.copy(name, &mut headers);
     }
     if let Some(trace) = &facts.trace {
         headers.insert(TRACEPARENT, HeaderValue::from_bytes(trace.as_bytes())?);
-        copy(from_caller, &mut headers, &TRACESTATE);
+        offered.copy(&TRACESTATE, &mut headers);
     }
     if !plan.route.strip_signature {
         let family = message.family;
@@ -216,7 +201,7 @@ fn clean_headers(
             family.client_id_header(),
             family.signature_header(),
         ] {
-            copy(from_caller, &mut headers, name);
+            offered.copy(name, &mut headers);
         }
     }
     if let Some(identity) = identity {
@@ -244,22 +229,29 @@ fn clean_headers(
     Ok(headers)
 }
 
-/// Copies a header, unless the caller's `Connection` says that it ends here (RFC 9110, section 7.6.1).
-fn copy(from: &HeaderMap, to: &mut HeaderMap, name: &HeaderName) {
-    let listed = from
-        .get_all(CONNECTION)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-        .any(|option| {
-            option
-                .trim_ascii()
-                .eq_ignore_ascii_case(name.as_str().as_bytes())
-        });
-    if listed {
-        return;
+/// What the caller's head offers to be passed on.
+struct Offered<'a> {
+    headers: &'a HeaderMap,
+    /// What its `Connection` lists: that ends here (RFC 9110, section 7.6.1).
+    ends_here: SmallVec<[&'a [u8]; 2]>,
+}
+
+impl<'a> Offered<'a> {
+    fn by(headers: &'a HeaderMap) -> Self {
+        let lines = headers.get_all(CONNECTION).iter();
+        let options = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+        let ends_here = options.map(<[u8]>::trim_ascii).collect();
+        Self { headers, ends_here }
     }
-    for value in from.get_all(name) {
-        to.append(name, value.clone());
+
+    fn copy(&self, name: &HeaderName, to: &mut HeaderMap) {
+        let is_name = |option: &&[u8]| option.eq_ignore_ascii_case(name.as_str().as_bytes());
+        if self.ends_here.iter().any(is_name) {
+            return;
+        }
+        for value in self.headers.get_all(name) {
+            to.append(name, value.clone());
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use super::Gate;
 use super::answer::Answer;
 use super::attempt;
 use super::refusal::{LedgerFault, Overload, Refusal, Wait};
-use super::running::{Entry, Lead, RunKey, Running, Stage, Verdict};
+use super::running::{Entry, LOST, Lead, RunKey, Running, Stage, Verdict};
 use super::signatures::SignatureKey;
 use super::throttle::Claimable;
 
@@ -83,9 +83,6 @@ fn too_late(running: &Running) -> Refusal {
         Refusal::LedgerUnavailable(LedgerFault::Failed)
     }
 }
-
-/// What an attempt came to that came to nothing.
-const LOST: Verdict = Verdict::Own(Refusal::LedgerUnavailable(LedgerFault::Failed));
 
 /// A future that whoever awaits it polls, and that goes on in a task of its own when it is dropped
 /// before its end. That spares the usual call a task, its wake-ups and a channel.

@@ -10,8 +10,7 @@
 //! `failed_when` is somebody's explicit word, so it outranks a status: a 200 or a 422 for which it
 //! holds was not applied. Where `success_when` and `failed_when` both hold, nobody can say.
 
-use bytes::Bytes;
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 use serde_json::Value;
 
 use crate::client::BackendAnswer;
@@ -126,22 +125,7 @@ pub(super) fn final_answer(route: &Route, class: Class, answer: &BackendAnswer) 
     if answer.oversized {
         return platform_failure(answer.status, "declined", "the service declined the call");
     }
-    compact(as_answered(answer))
-}
-
-/// A copy in memory of its own: a backend's answer is a slice of a read buffer of some KiB, which a
-/// kept answer would hold for as long as its record lives.
-fn compact(answer: KeptAnswer) -> KeptAnswer {
-    let copy = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes());
-    let headers = answer.headers.into_iter().map(|(name, value)| {
-        let value = copy(&value).unwrap_or(value);
-        (name, value)
-    });
-    KeptAnswer {
-        status: answer.status,
-        headers: headers.collect(),
-        body: Bytes::copy_from_slice(&answer.body),
-    }
+    as_answered(answer)
 }
 
 /// What Tiki gets when the message may come again: something that makes it send again.
@@ -167,7 +151,8 @@ fn as_answered(answer: &BackendAnswer) -> KeptAnswer {
 mod tests {
     use super::*;
     use crate::tiki::Pointer;
-    use http::HeaderMap;
+    use bytes::Bytes;
+    use http::{HeaderMap, HeaderValue};
     use serde_json::json;
 
     fn statuses(codes: &[u16]) -> Vec<StatusCode> {

@@ -36,6 +36,9 @@ pub(super) enum Verdict {
     Own(Refusal),
 }
 
+/// What an attempt came to that came to nothing.
+pub(super) const LOST: Verdict = Verdict::Own(Refusal::LedgerUnavailable(LedgerFault::Failed));
+
 /// How far an attempt has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -135,6 +138,7 @@ impl RunningCalls {
             calls,
             key,
             running,
+            finished: false,
         })
     }
 
@@ -169,6 +173,7 @@ pub(super) struct Lead {
     calls: Arc<RunningCalls>,
     key: RunKey,
     running: Arc<Running>,
+    finished: bool,
 }
 
 impl Lead {
@@ -179,21 +184,26 @@ impl Lead {
 
     /// Ends the call and tells everybody who waits. The ledger must know of it by now: the next
     /// duplicate asks there.
-    pub(super) fn finish(self, verdict: Verdict) {
-        self.running.verdict.send_replace(Some(verdict));
+    pub(super) fn finish(mut self, verdict: &Verdict) {
+        self.finished = true;
+        self.end(verdict);
+    }
+
+    fn end(&self, verdict: &Verdict) {
+        self.calls.shard(&self.key).remove(&self.key);
+        // Joining takes the shard's lock: from here on nobody can.
+        if self.running.joiners.load(Ordering::Relaxed) > 0 {
+            self.running.verdict.send_replace(Some(verdict.clone()));
+        }
     }
 }
 
 impl Drop for Lead {
     fn drop(&mut self) {
-        self.calls.shard(&self.key).remove(&self.key);
-        // Nobody said what it came to: the call's task is gone.
-        let lost = Verdict::Own(Refusal::LedgerUnavailable(LedgerFault::Failed));
-        self.running.verdict.send_if_modified(|verdict| {
-            let silent = verdict.is_none();
-            verdict.get_or_insert(lost);
-            silent
-        });
+        if !self.finished {
+            // Nobody said what it came to: the call's future is gone.
+            self.end(&LOST);
+        }
     }
 }
 
@@ -226,7 +236,7 @@ mod tests {
             panic!("it runs")
         };
         assert!(matches!(calls.enter(key(1), print(2)), Entry::Conflict));
-        lead.finish(Verdict::Shared(Err(Refusal::UpstreamTimeout)));
+        lead.finish(&Verdict::Shared(Err(Refusal::UpstreamTimeout)));
         assert!(matches!(
             joined.running().verdict().await,
             Verdict::Shared(Err(Refusal::UpstreamTimeout))
