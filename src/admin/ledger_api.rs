@@ -24,7 +24,7 @@ const MAX_QUERY: usize = 256;
 const MAX_NAME: usize = 100;
 const MAX_REASON: usize = 1000;
 
-/// What Tiki gets for a message that a person declared applied (PROTOCOL, "Answers").
+/// What Tiki gets for a message that a person declared applied (docs/protocol.md, "Answers").
 const APPLIED_BODY: &str = r#"{"data":{"status":"success"}}"#;
 
 /// What Tiki gets for a message that a person rejected. A failure is 500 to Tiki; it may ask again

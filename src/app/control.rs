@@ -93,7 +93,7 @@ impl admin::Control for Control {
     fn readiness(&self) -> Readiness {
         Readiness {
             phase: self.life.phase(),
-            degraded: Vec::new(),
+            degraded: self.common.degraded(),
         }
     }
 

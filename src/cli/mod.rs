@@ -30,7 +30,7 @@ pub mod exit {
     pub const CONFIGURATION: u8 = 78;
 }
 
-/// Verifies Tiki's signed calls and lets a legacy backend see each of them once
+/// Lets only Tiki's signed calls through to a legacy backend, and each refund at most once
 #[derive(Debug, clap::Parser)]
 #[command(name = "tikigate", version, after_help = "Start with: tikigate demo")]
 struct CommandLine {

@@ -2,6 +2,7 @@
 //! that started it, until `settle_within`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant as StdInstant};
 
 use tokio::time::Instant;
@@ -26,7 +27,7 @@ use super::signatures::SignatureKey;
 use super::throttle::Claimable;
 use super::validate::Identity;
 
-/// After an attempt's last possible byte: "not applied" is not believed before (DESIGN, resolving).
+/// After an attempt's last possible byte: "not applied" is not believed before.
 const QUIET: Duration = Duration::from_secs(60);
 
 /// Pauses between tries to record an answer that the store could not take.
@@ -135,6 +136,7 @@ async fn keyed(
     let Some(claimed) = claimed else {
         return Verdict::Own(Refusal::LedgerUnavailable(LedgerFault::Failed));
     };
+    note(&gate.common.ledger_failing, claimed.is_err());
     let fence = match claimed {
         Ok(ClaimOutcome::Granted(fence)) => fence,
         Ok(other) => return not_granted(other, claimable.standing),
@@ -246,10 +248,26 @@ async fn send(
     gate.metrics.upstream(message.plan.label, took);
     let facts = &message.facts;
     let _ = facts.upstream_took.set(took);
+    let unreachable =
+        matches!(&result, Err(ForwardFault::NotSent(word)) if word.starts_with("connect_"));
+    if unreachable || result.is_ok() {
+        note(
+            &gate.common.unreachable[message.plan.route.upstream],
+            unreachable,
+        );
+    }
     if let Ok(answer) = &result {
         let _ = facts.upstream_status.set(answer.status.as_u16());
     }
     result
+}
+
+/// Notes a trouble, or that it is over. Looked at first: a store on each call would move the flag's
+/// cache line between the workers' cores.
+fn note(flag: &AtomicBool, trouble: bool) {
+    if flag.load(Ordering::Relaxed) != trouble {
+        flag.store(trouble, Ordering::Relaxed);
+    }
 }
 
 /// Sends on one connection after another, as long as it is certain that none took a byte.

@@ -164,16 +164,16 @@ where
 {
     let Routed { call, plan, .. } = routed;
     let (head, body) = call.arrived.request.into_parts();
+    check_encoding(&head.headers)?;
     let signature = read_headers(&head.headers, &clients.families)
         .map_err(|fault| Refusal::Unauthenticated(fault.into()))?;
-    let client = clients
-        .by_id
-        .get(signature.client_id)
-        .ok_or(Refusal::Unauthenticated(AuthFault::UnknownClient))?;
+    let Some(client) = clients.by_id.get(signature.client_id) else {
+        let _ = call.facts.claimed_client.set(signature.client_id.into());
+        return Err(Refusal::Unauthenticated(AuthFault::UnknownClient));
+    };
     if !plan.route.clients.contains(&client.index) {
         return Err(Refusal::Unauthenticated(AuthFault::ClientNotAllowed));
     }
-    check_encoding(&head.headers)?;
 
     let secrets = accepted_secrets(client, clients.clock.now());
     let keys = secrets.iter().map(|(_, secret)| &secret.key);

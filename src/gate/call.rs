@@ -37,6 +37,8 @@ pub struct Facts {
     pub(super) trace: Option<TraceParent>,
     /// The route.
     pub(super) route: OnceLock<Arc<RoutePlan>>,
+    /// The client id of a caller that nobody is configured with.
+    pub(super) claimed_client: OnceLock<Box<str>>,
     /// The client, once it proved to be it.
     pub(super) client: OnceLock<Arc<Client>>,
     /// Size of the body in bytes.
@@ -72,6 +74,7 @@ impl Facts {
             address_text: address.text(),
             trace,
             route: OnceLock::new(),
+            claimed_client: OnceLock::new(),
             client: OnceLock::new(),
             body_size: OnceLock::new(),
             key: OnceLock::new(),

@@ -205,6 +205,10 @@ pub struct Common {
     ledger: Arc<dyn Ledger>,
     owner: Owner,
     upstream_permits: Vec<Arc<Semaphore>>,
+    /// By upstream: whether the last call that wanted a connection got none.
+    unreachable: Vec<AtomicBool>,
+    /// Whether the ledger's last word to a claim was an error.
+    ledger_failing: AtomicBool,
     tasks: TaskTracker,
     abort: CancellationToken,
 }
@@ -242,6 +246,12 @@ impl Common {
             arrivals,
             running: Arc::default(),
             upstream_permits: upstream_permits.collect(),
+            unreachable: settings
+                .upstreams
+                .iter()
+                .map(|_| AtomicBool::default())
+                .collect(),
+            ledger_failing: AtomicBool::default(),
             tasks: TaskTracker::new(),
             abort: CancellationToken::new(),
             settings,
@@ -297,6 +307,19 @@ impl Common {
     /// Ends detached calls: what may have been sent is recorded as unknown.
     pub fn abandon_running_calls(&self) {
         self.abort.cancel();
+    }
+
+    /// What is in trouble by the last calls' experience, one short sentence each.
+    pub fn degraded(&self) -> Vec<String> {
+        let upstreams = self.settings.upstreams.iter().zip(&self.unreachable);
+        let mut told: Vec<String> = upstreams
+            .filter(|(_, unreachable)| unreachable.load(Ordering::Relaxed))
+            .map(|(upstream, _)| format!("upstream {} can't be reached", upstream.name))
+            .collect();
+        if self.ledger_failing.load(Ordering::Relaxed) {
+            told.push("the ledger takes no calls".to_owned());
+        }
+        told
     }
 
     /// Calls that run detached now.

@@ -172,6 +172,7 @@ impl Report {
             method: Some(self.method.as_str()),
             route: route.map(|plan| plan.route.name.as_str()),
             path: Some(self.uri.path()).filter(|_| route.is_none()),
+            claimed_client: facts.claimed_client.get().map(AsRef::as_ref),
             client: client.map(|client| client.name.as_str()),
             partner_code: client.and_then(|client| client.partner_code.as_deref()),
             idempotency_key: facts.key.get().map(AsRef::as_ref),

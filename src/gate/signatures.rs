@@ -20,7 +20,7 @@ use crate::tiki::Mac;
 
 use super::refusal::{Overload, Refusal, Reuse};
 
-/// Tiki's last re-send comes 43 h 36 min after the first try (PROTOCOL, retries); rounded up.
+/// Tiki's last re-send comes 43 h 36 min after the first try (docs/protocol.md, "Retries"); rounded up.
 pub const RESEND_HORIZON: Duration = Duration::from_secs(44 * 3600);
 
 const SHARDS: usize = 64;

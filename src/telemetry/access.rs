@@ -29,6 +29,8 @@ pub struct AccessLine<'a> {
     pub route: Option<&'a str>,
     /// `url.path`: the path as it was received.
     pub path: Option<&'a str>,
+    /// `tikigate.claimed_client_id`: the id of a caller that no client has.
+    pub claimed_client: Option<&'a str>,
     /// `tikigate.client`: the client's name.
     pub client: Option<&'a str>,
     /// `tikigate.partner_code`.
@@ -115,6 +117,7 @@ impl Fields<'_> {
             method,
             route,
             path,
+            claimed_client,
             client,
             partner_code,
             idempotency_key,
@@ -137,6 +140,7 @@ impl Fields<'_> {
         self.text("http.request.method", method);
         self.text("http.route", route);
         self.text("url.path", path);
+        self.text("tikigate.claimed_client_id", claimed_client);
         self.text("tikigate.client", client);
         self.text("tikigate.partner_code", partner_code);
         self.text("tikigate.idempotency_key", idempotency_key);

@@ -1,4 +1,4 @@
-//! The answers that Tiki expects (PROTOCOL, "Answers").
+//! The answers that Tiki expects (docs/protocol.md, "Answers").
 
 use super::json::{self, Value};
 

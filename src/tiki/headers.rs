@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use super::freshness::Timestamp;
 use super::signature::Mac;
 
-/// A family of signature headers (PROTOCOL, "Signature"). The recipe is the same in both.
+/// A family of signature headers (docs/protocol.md, "Signature"). The recipe is the same in both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
     /// The Tini App platform's `X-Tiniapp-*`.

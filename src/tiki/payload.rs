@@ -1,4 +1,4 @@
-//! What the messages must say (PROTOCOL, "Bodies"). Fields that nobody listed pass.
+//! What the messages must say (docs/protocol.md, "Bodies"). Fields that nobody listed pass.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -8,7 +8,9 @@ use tikigate::tiki::Family;
 use crate::support::backend::{Answer, Backend};
 use crate::support::gate::{
     CLIENT, Call, OTHER_CLIENT, OTHER_SECRET, SECRET, TestGate, ipn, ipn_key, order_ipn, refund,
+    usual,
 };
+use crate::support::raw::exchange;
 
 const SUCCESS: &str = r#"{"data":{"status":"success"}}"#;
 
@@ -242,4 +244,54 @@ async fn the_log_has_one_line_a_call_and_no_secret() {
     ] {
         assert!(!text.contains(hidden), "the log shows {hidden}");
     }
+}
+
+#[tokio::test]
+async fn readiness_names_a_backend_in_trouble_and_does_not_fail_for_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("backend.sock");
+    let gate = TestGate::start(&format!("unix:{}", socket.display())).await;
+    let degraded = async || {
+        let request = "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let answer = exchange(gate.admin_address(), request).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()["degraded"].clone()
+    };
+    assert_eq!(degraded().await, serde_json::json!([]));
+    assert_eq!(gate.post("/tiki/any", "down").await.status, 502);
+    assert_eq!(
+        degraded().await,
+        serde_json::json!(["upstream legacy can't be reached"])
+    );
+    let _backend = Backend::start_unix(&socket, |_| Answer::success().into()).await;
+    assert_eq!(gate.post("/tiki/any", "up again").await.status, 200);
+    assert_eq!(degraded().await, serde_json::json!([]));
+}
+
+#[tokio::test]
+async fn the_operator_may_say_what_the_ingress_spoke() {
+    let backend = agreeable().await;
+    let url = format!("url = \"{}\"", backend.url());
+    let with_proto = format!("{url}\nset_headers = {{ \"X-Forwarded-Proto\" = \"https\" }}");
+    let gate = TestGate::with(&usual(&backend.url()).replace(&url, &with_proto)).await;
+    assert_eq!(gate.post("/tiki/any", "x").await.status, 200);
+    let seen = &backend.requests()[0];
+    assert_eq!(seen.header("x-forwarded-proto"), Some("https"));
+}
+
+#[tokio::test]
+async fn the_log_names_a_stranger_by_the_id_it_gave() {
+    let backend = agreeable().await;
+    let gate = TestGate::start(&backend.url()).await;
+    let call = gate
+        .signed("/tiki/any", "x")
+        .with("x-tikivip-client-id", "stranger-1");
+    assert_eq!(gate.send(&call).await.status, 401);
+    let lines = gate.log();
+    let line = lines
+        .iter()
+        .find(|line| line["error.type"] == "unauthenticated")
+        .unwrap();
+    assert_eq!(line["tikigate.reason"], "unknown_client");
+    assert_eq!(line["tikigate.claimed_client_id"], "stranger-1");
 }

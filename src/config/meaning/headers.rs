@@ -47,12 +47,13 @@ const SECRET_WORDS: &[&str] = &[
 
 /// A name for `set_headers`.
 pub(crate) fn settable(written: &At<String>, problems: &mut Problems) -> Option<HeaderName> {
-    usable(written, problems)
+    // What the ingress spoke is the operator's to know: the gate itself hears plain HTTP.
+    usable(written, &["x-forwarded-proto"], problems)
 }
 
 /// A name for `forward_headers`.
 pub(crate) fn forwardable(written: &At<String>, problems: &mut Problems) -> Option<HeaderName> {
-    let name = usable(written, problems)?;
+    let name = usable(written, &[], problems)?;
     if ["cookie", "authorization"].contains(&name.as_str()) {
         problems.warning(
             &written.place,
@@ -83,7 +84,8 @@ pub(crate) fn plain_value(
     Some(())
 }
 
-fn usable(written: &At<String>, problems: &mut Problems) -> Option<HeaderName> {
+/// A name that is safe and not the gate's own, save for `exempt` ones.
+fn usable(written: &At<String>, exempt: &[&str], problems: &mut Problems) -> Option<HeaderName> {
     let Ok(name) = written.value.parse::<HeaderName>() else {
         problems.error(&written.place, "bad_header", "is no header name");
         return None;
@@ -97,7 +99,7 @@ fn usable(written: &At<String>, problems: &mut Problems) -> Option<HeaderName> {
     }
     let owned =
         OWNED.contains(&text) || OWNED_PREFIXES.iter().any(|prefix| text.starts_with(prefix));
-    if owned {
+    if owned && !exempt.contains(&text) {
         let message = format!("`{text}` is the gate's own to decide about");
         problems.error(&written.place, "owned_header", message);
         return None;

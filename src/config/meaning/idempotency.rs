@@ -11,7 +11,7 @@ use crate::config::units::format_duration;
 use crate::config::value::{At, Field};
 use crate::tiki::{KeySpec, PayloadKind, Pointer, Window};
 
-/// Tiki's last re-send comes this long after the first call (PROTOCOL, Retries).
+/// Tiki's last re-send comes this long after the first call (docs/protocol.md, "Retries").
 pub(crate) const RETRY_HORIZON: Duration = Duration::from_secs(43 * 3600 + 36 * 60);
 
 const DAY: Duration = Duration::from_secs(86_400);

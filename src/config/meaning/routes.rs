@@ -14,7 +14,7 @@ use crate::config::tree::Place;
 use crate::config::value::{At, Field, nearest};
 use crate::tiki::{Family, PayloadKind, Window};
 
-/// Answers that decline for good (DESIGN, outcome table).
+/// Answers that decline for good (docs/configuration.md, "What an answer means").
 const FINAL_STATUSES: &[u64] = &[400, 409, 410, 422];
 /// Answers that say "not applied, try again".
 const RETRY_STATUSES: &[u64] = &[401, 403, 404, 405, 408, 421, 425, 426, 429];

@@ -12,7 +12,7 @@ use crate::config::tree::Place;
 use crate::config::value::{At, Field};
 use crate::tiki::{Family, Window};
 
-/// Tiki VIP's stated maximum age (PROTOCOL, Signature).
+/// Tiki VIP's stated maximum age (docs/protocol.md, "Signature").
 const MAX_AGE: Duration = Duration::from_secs(300);
 const MAX_AHEAD: Duration = Duration::from_secs(60);
 /// A longer window is almost always a mistake: replays are refused only as long as they are remembered.

@@ -13,7 +13,7 @@ use crate::config::settings::{Endpoint, Upstream};
 use crate::config::tree::Place;
 use crate::config::value::{At, Field, Named};
 
-/// Tiki waits this long for an answer (PROTOCOL, Retries).
+/// Tiki waits this long for an answer (docs/protocol.md, "Retries").
 const TIKI_WAITS: Duration = Duration::from_secs(15);
 
 /// An upstream, with what other checks need. The name is known even if the rest is wrong.

@@ -23,7 +23,7 @@ pub(super) fn path_variants(path: &str) -> Vec<Variant<Vec<u8>>> {
         .collect()
 }
 
-/// Tiki VIP's base URLs (PROTOCOL, "Who calls whom").
+/// Tiki VIP's base URLs (docs/protocol.md, "Who calls whom").
 const BASES: [&str; 2] = [
     "https://api.tiki.vn/miniapp/tikivip",
     "https://api.tala.xyz/miniapp/tikivip",

@@ -104,7 +104,7 @@ fn payload(timestamp: &str, body: &str) -> String {
     format!("{timestamp}.{CLIENT}.{body}")
 }
 
-/// As PROTOCOL says.
+/// As docs/protocol.md says.
 fn right(key: &str, timestamp: &str, body: &str) -> String {
     hmac(key, &URL_SAFE_NO_PAD.encode(payload(timestamp, body)))
 }
