@@ -3,10 +3,13 @@
 //! A limit, a full memory or a slow body refuses calls that may be Tiki's, and Tiki sends them again
 //! unchanged, outside their time window by then. That their signature was seen in time proves that
 //! they came in time, once it turns out to be right: nobody without the secret could have known it.
-//! What is noted here is unverified and counts for nothing by itself.
+//! What is noted here is unverified and counts for nothing by itself. Once a call was let in, its note
+//! is gone and the memory of signatures alone says what it is good for: a note must not outlive the
+//! knowledge that the call was answered.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use foldhash::fast::RandomState;
@@ -15,7 +18,7 @@ use http::HeaderMap;
 use crate::clock::Clock;
 use crate::tiki::{Family, Freshness, Mac, Timestamp, Window, read_headers};
 
-use super::signatures::{RESEND_HORIZON, SignatureKey};
+use super::signatures::{RESEND_HORIZON, SignatureKey, Signatures};
 
 /// Signatures that are noted at once. A flood of forged calls pushes older ones out, whose re-sends
 /// are then answered `out_of_window`.
@@ -24,6 +27,8 @@ const SHARDS: usize = 16;
 
 /// The signatures that were seen.
 pub struct Arrivals {
+    signatures: Arc<Signatures>,
+    noted: AtomicUsize,
     shards: Vec<Mutex<Shard>>,
     families: Vec<Family>,
     clock: Clock,
@@ -36,9 +41,11 @@ struct Shard {
 }
 
 impl Arrivals {
-    /// Of calls with these families of headers.
-    pub fn new(families: Vec<Family>, clock: Clock) -> Self {
+    /// Of calls with these families of headers, beside the memory of those that were let in.
+    pub fn new(signatures: Arc<Signatures>, families: Vec<Family>, clock: Clock) -> Self {
         Self {
+            signatures,
+            noted: AtomicUsize::new(0),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             families,
             clock,
@@ -52,9 +59,25 @@ impl Arrivals {
         }
     }
 
-    /// Notes a signature; its first sight counts.
+    /// Notes a signature, unless its call was let in before; its first sight counts.
     pub(super) fn note(&self, mac: &Mac) {
         let key = SignatureKey::from(mac);
+        self.insert(key);
+        // Noted first and looked up second: however this races with a call that is let in, no note
+        // outlives it.
+        if self.signatures.knows(key) {
+            self.forget(key);
+        }
+    }
+
+    /// The call was let in.
+    pub(super) fn forget(&self, key: SignatureKey) {
+        if self.noted.load(Ordering::SeqCst) > 0 && self.shard(key).seen.remove(&key).is_some() {
+            self.noted.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    fn insert(&self, key: SignatureKey) {
         let now = self.clock.now();
         let mut shard = self.shard(key);
         if shard.seen.contains_key(&key) {
@@ -62,9 +85,11 @@ impl Arrivals {
         }
         if shard.order.len() >= NOTED / SHARDS
             && let Some(oldest) = shard.order.pop_front()
+            && shard.seen.remove(&oldest).is_some()
         {
-            shard.seen.remove(&oldest);
+            self.noted.fetch_sub(1, Ordering::SeqCst);
         }
+        self.noted.fetch_add(1, Ordering::SeqCst);
         shard.seen.insert(key, now);
         shard.order.push_back(key);
     }
@@ -112,7 +137,7 @@ mod tests {
     fn the_first_sight_decides_and_only_for_as_long_as_tiki_sends_again() {
         let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_667_980_513);
         let (clock, hands) = Clock::manual(start);
-        let arrivals = Arrivals::new(Family::ALL.to_vec(), clock);
+        let arrivals = Arrivals::new(Arc::new(Signatures::new(1000)), Family::ALL.to_vec(), clock);
         let signed_at = Timestamp::from_system_time(start).unwrap();
         assert!(!arrivals.came_in_time(&mac(1), signed_at, &WINDOW));
         arrivals.note(&mac(1));
@@ -131,9 +156,27 @@ mod tests {
     }
 
     #[test]
+    fn a_call_that_was_let_in_is_noted_no_more() {
+        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_667_980_513);
+        let (clock, _) = Clock::manual(start);
+        let signatures = Arc::new(Signatures::new(1000));
+        let arrivals = Arrivals::new(Arc::clone(&signatures), Family::ALL.to_vec(), clock);
+        let signed_at = Timestamp::from_system_time(start).unwrap();
+        let key = SignatureKey::from(&mac(1));
+        arrivals.note(&mac(1));
+        signatures
+            .bind(key, 0, true, Duration::ZERO, Duration::from_secs(60))
+            .unwrap();
+        arrivals.forget(key);
+        assert!(!arrivals.came_in_time(&mac(1), signed_at, &WINDOW));
+        arrivals.note(&mac(1));
+        assert!(!arrivals.came_in_time(&mac(1), signed_at, &WINDOW));
+    }
+
+    #[test]
     fn a_flood_is_bounded() {
         let (clock, _) = Clock::manual(SystemTime::UNIX_EPOCH);
-        let arrivals = Arrivals::new(Family::ALL.to_vec(), clock);
+        let arrivals = Arrivals::new(Arc::new(Signatures::new(1000)), Family::ALL.to_vec(), clock);
         for number in 0..2 * NOTED {
             arrivals.note(&mac(number));
         }

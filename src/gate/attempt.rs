@@ -22,7 +22,7 @@ use super::call::Facts;
 use super::forward::{ForwardFault, NOT_SENT, Outgoing, clean_request};
 use super::outcome::{self, Class};
 use super::refusal::{LedgerFault, Overload, Refusal, Reuse, UpstreamFault, Wait};
-use super::running::{Lead, Running, Stage, Verdict};
+use super::running::{self, Lead, Running, Stage, Verdict};
 use super::signatures::SignatureKey;
 use super::throttle::Claimable;
 use super::validate::Identity;
@@ -132,9 +132,11 @@ async fn keyed(
         return Verdict::Own(Refusal::LedgerUnavailable(LedgerFault::Failed));
     };
     let claim = claim(gate, claimable, identity, rule, deadlines);
-    let claimed = unless_given_up(gate, gate.common.ledger.claim(claim)).await;
-    let Some(claimed) = claimed else {
-        return Verdict::Own(Refusal::LedgerUnavailable(LedgerFault::Failed));
+    // Nothing may be sent after Tiki's deadline, and a claim whose reply is dropped is released.
+    let claimed = unless_given_up(gate, gate.common.ledger.claim(claim));
+    let claimed = match tokio::time::timeout_at(deadlines.send_by, claimed).await {
+        Ok(Some(claimed)) => claimed,
+        Ok(None) | Err(_) => return running::LOST,
     };
     note(&gate.common.ledger_failing, claimed.is_err());
     let fence = match claimed {
@@ -430,7 +432,13 @@ async fn record(
         let error = match unless_given_up(gate, settling).await {
             Some(Ok(settled)) => {
                 log_settled(facts, fence, &settled);
-                return Ok(());
+                return match settled {
+                    Settled::Recorded(_) => Ok(()),
+                    // The record says something else: the next try gets that, and so no other now.
+                    Settled::Superseded(_) | Settled::Alarm => {
+                        Err(Refusal::LedgerUnavailable(LedgerFault::Unrecorded))
+                    }
+                };
             }
             Some(Err(error)) => error,
             None => return Err(Refusal::LedgerUnavailable(LedgerFault::Unrecorded)),

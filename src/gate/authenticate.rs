@@ -78,6 +78,8 @@ pub struct ClientPlan {
     pub partner_code: Option<HeaderValue>,
     /// Its rate limit.
     pub(super) limit: ClientLimit,
+    /// The same once more, for calls outside their time window.
+    pub(super) dated_limit: ClientLimit,
     /// The metrics' slot of its first secret; the others follow.
     first_slot: usize,
 }
@@ -118,6 +120,7 @@ impl Clients {
                 id_value: value(&client.id)?,
                 partner_code: client.partner_code.as_deref().map(value).transpose()?,
                 limit: ClientLimit::new(client.rate, clock.clone()),
+                dated_limit: ClientLimit::new(client.rate, clock.clone()),
                 first_slot,
                 client: Arc::clone(client),
             };

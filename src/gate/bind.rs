@@ -64,8 +64,10 @@ pub fn bind(
     let once = identity.is_none() && !message.plan.is_safe();
     let tie = |lifetime| {
         let tied = signatures.bind(key, route, once, monotonic, lifetime);
-        if let Err(Refusal::Overloaded(_)) = tied {
-            arrivals.note(&message.mac);
+        match tied {
+            Ok(_) => arrivals.forget(key),
+            Err(Refusal::Overloaded(_)) => arrivals.note(&message.mac),
+            Err(_) => {}
         }
         tied
     };

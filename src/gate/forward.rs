@@ -107,10 +107,13 @@ async fn send(upstream: Upstream, outgoing: Outgoing) -> Result<BackendAnswer, F
         .await
         .map_err(|fault| ForwardFault::NotSent(fault.kind.as_str()))?;
     if let Some((ledger, fence)) = &outgoing.fence {
-        let permit = ledger.permit(*fence).await.map_err(|error| match error {
-            PermitError::Fenced => ForwardFault::Fenced,
-            PermitError::Ledger(error) => ForwardFault::Ledger(error),
-        })?;
+        let permit = tokio::time::timeout_at(outgoing.send_by, ledger.permit(*fence))
+            .await
+            .map_err(|_| ForwardFault::NotSent(NOT_SENT))?
+            .map_err(|error| match error {
+                PermitError::Fenced => ForwardFault::Fenced,
+                PermitError::Ledger(error) => ForwardFault::Ledger(error),
+            })?;
         if std::time::Instant::now() >= permit.valid_until {
             return Err(ForwardFault::NotSent(NOT_SENT));
         }

@@ -33,6 +33,14 @@ pub async fn idempotency(gate: &Arc<Gate>, claimable: Claimable) -> Result<Answe
             Entry::Conflict => return Err(Refusal::Conflict),
             Entry::Crowded => return Err(Refusal::InProgress(Wait::Crowded)),
             Entry::Lead(lead) => return run(gate, claimable, lead).await,
+            // Its verdict is about other money fields: wait for it, then ask the ledger.
+            Entry::Await(joined) => {
+                let over = joined.running().verdict();
+                let answer_by = claimable.message.answer_by();
+                if tokio::time::timeout_at(answer_by, over).await.is_err() {
+                    return Err(Refusal::InProgress(Wait::Deadline));
+                }
+            }
             Entry::Join(joined) => {
                 let waiting = joined.running().verdict();
                 match tokio::time::timeout_at(claimable.message.answer_by(), waiting).await {

@@ -199,7 +199,7 @@ pub struct Common {
     clients: Clients,
     trusted_proxies: TrustedProxies,
     admission: Arc<Admission>,
-    signatures: Signatures,
+    signatures: Arc<Signatures>,
     arrivals: Arc<Arrivals>,
     running: Arc<RunningCalls>,
     ledger: Arc<dyn Ledger>,
@@ -226,7 +226,12 @@ impl Common {
     ) -> Result<Arc<Self>, String> {
         let server = &settings.server;
         let families = settings.signature.families.clone();
-        let arrivals = Arc::new(Arrivals::new(families, clock.clone()));
+        let signatures = Arc::new(Signatures::new(settings.signature.max_remembered));
+        let arrivals = Arc::new(Arrivals::new(
+            Arc::clone(&signatures),
+            families,
+            clock.clone(),
+        ));
         let admission = Admission {
             arrivals: Arc::clone(&arrivals),
             in_flight: AtomicUsize::new(0),
@@ -242,7 +247,7 @@ impl Common {
             clients: Clients::new(&settings, &clock)?,
             trusted_proxies: server.trusted_proxies.clone(),
             admission: Arc::new(admission),
-            signatures: Signatures::new(settings.signature.max_remembered),
+            signatures,
             arrivals,
             running: Arc::default(),
             upstream_permits: upstream_permits.collect(),

@@ -50,15 +50,17 @@ impl Class {
 pub(super) fn classify(rules: &OutcomeRules, answer: &BackendAnswer) -> Class {
     let told = Told::by(rules, answer);
     let success = answer.status.is_success();
+    let declined = rules.final_statuses.contains(&answer.status);
     match (told.success, told.failure) {
         (Some(true), Some(true)) if rules.success_when.is_some() => return Class::CantSay,
         (_, Some(true)) => return Class::NotApplied,
-        // An answer too large to be read to its end may say "failed" where nobody looked.
-        (None, _) | (_, None) if success => return Class::CantSay,
+        // What nobody could look at may say "failed" where it seems to say something else.
+        (None, _) if success => return Class::CantSay,
+        (_, None) if success || declined => return Class::CantSay,
         (Some(true), _) if success => return Class::Success,
         _ => {}
     }
-    if rules.final_statuses.contains(&answer.status) {
+    if declined {
         return Class::Declined;
     }
     let says_failed = answer.status == StatusCode::INTERNAL_SERVER_ERROR
@@ -70,7 +72,7 @@ pub(super) fn classify(rules: &OutcomeRules, answer: &BackendAnswer) -> Class {
     Class::CantSay
 }
 
-/// What the conditions say; none where the answer was too large to be looked at.
+/// What the conditions say; none where the answer was too large to be looked at, or reads two ways.
 struct Told {
     success: Option<bool>,
     failure: Option<bool>,
@@ -84,13 +86,15 @@ impl Told {
                 failure: Some(false),
             };
         }
-        if answer.oversized {
+        let value: Option<Value> = serde_json::from_slice(&answer.body).ok();
+        // What was cut off, or can be read in two ways (a key twice), proves nothing.
+        let readable = !answer.oversized && (value.is_none() || tiki::reads_one_way(&answer.body));
+        if !readable {
             return Self {
                 success: rules.success_when.is_none().then_some(true),
                 failure: rules.failed_when.is_none().then_some(false),
             };
         }
-        let value: Option<Value> = serde_json::from_slice(&answer.body).ok();
         let holds = |condition: &Condition| {
             value
                 .as_ref()
@@ -285,6 +289,34 @@ mod tests {
             };
             assert_eq!(classify(&rules, &cut), Class::CantSay);
         }
+        let rules = OutcomeRules {
+            failed_when: when("/code", json!(2)),
+            ..rules()
+        };
+        let declined = BackendAnswer {
+            oversized: true,
+            ..answer(422, r#"{"code":0}"#)
+        };
+        assert_eq!(classify(&rules, &declined), Class::CantSay);
+    }
+
+    #[test]
+    fn an_answer_that_reads_two_ways_proves_no_condition() {
+        let rules = OutcomeRules {
+            failed_when: when("/code", json!(2)),
+            ..rules()
+        };
+        for body in [r#"{"code":0,"code":2}"#, r#"{"code":2,"c\u006fde":0}"#] {
+            assert_eq!(
+                classify(&rules, &answer(200, body)),
+                Class::CantSay,
+                "{body}"
+            );
+        }
+        assert_eq!(
+            classify(&rules, &answer(200, "<p>done</p>")),
+            Class::Success
+        );
     }
 
     #[test]

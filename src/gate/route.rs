@@ -11,10 +11,10 @@ use http::{HeaderMap, HeaderValue, Method, Version};
 
 use crate::config::{Route, Settings, Upstream};
 use crate::metrics::RouteLabel;
+use crate::tiki::Window;
 
 use super::call::Call;
 use super::refusal::{Refusal, RequestFault};
-use super::signatures;
 
 /// A request whose head is clean and whose path and method are a route's.
 #[derive(Debug)]
@@ -94,15 +94,14 @@ impl RouteTable {
     }
 }
 
-/// The longest time for which any route would still accept a signature that `route` accepts now.
+/// The longest time for which any route would still accept a signature that `route` accepts now: one
+/// that came as early as `route` takes it, on the route that takes the oldest.
 fn signature_lifetime(route: &Route, all: &[Arc<Route>]) -> Duration {
-    let window = |route: &Route| {
-        let longest = route
-            .windows
-            .iter()
-            .map(|window| window.max_age + window.max_ahead);
-        longest.max().unwrap_or_default()
+    let longest = |of: fn(&Window) -> Duration, route: &Route| {
+        route.windows.iter().map(of).max().unwrap_or_default()
     };
+    let age = |route: &Route| longest(|window| window.max_age, route);
+    let ahead = longest(|window| window.max_ahead, route);
     let elsewhere = all
         .iter()
         .filter(|other| other.name != route.name)
@@ -113,15 +112,12 @@ fn signature_lifetime(route: &Route, all: &[Arc<Route>]) -> Duration {
                 .any(|client| route.clients.contains(client))
         })
         .map(|other| {
-            let resend_age = other
-                .idempotency
-                .as_ref()
-                .map_or(Duration::ZERO, |rule| rule.resend_age);
-            window(other).max(resend_age)
+            let rule = other.idempotency.as_ref();
+            age(other).max(rule.map_or(Duration::ZERO, |rule| rule.resend_age))
         })
         .max()
         .unwrap_or_default();
-    window(route).max(elsewhere).min(signatures::RESEND_HORIZON)
+    ahead + age(route).max(elsewhere)
 }
 
 /// Checks the head and finds the route. Nothing but an exact match is forwarded.

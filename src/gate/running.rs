@@ -88,8 +88,10 @@ pub(super) enum Entry {
     Lead(Lead),
     /// The same is running: wait for it.
     Join(Joined),
-    /// The key is running with other money fields.
+    /// The key is running with other money fields, and its claim was granted.
     Conflict,
+    /// The key is running with other money fields, and the ledger has not said yet whose it is.
+    Await(Joined),
     /// Too many wait for it already.
     Crowded,
 }
@@ -116,14 +118,21 @@ impl RunningCalls {
     pub(super) fn enter(self: &Arc<Self>, key: RunKey, fingerprint: Option<Fingerprint>) -> Entry {
         let mut shard = self.shard(&key);
         if let Some(running) = shard.get(&key) {
-            if running.fingerprint != fingerprint {
+            let same = running.fingerprint == fingerprint;
+            // Only a granted claim proves that the key belongs to those money fields.
+            if !same && running.has_reached(Stage::Waiting) {
                 return Entry::Conflict;
             }
             if running.joiners.fetch_add(1, Ordering::Relaxed) >= JOINERS {
                 running.joiners.fetch_sub(1, Ordering::Relaxed);
                 return Entry::Crowded;
             }
-            return Entry::Join(Joined(Arc::clone(running)));
+            let joined = Joined(Arc::clone(running));
+            return if same {
+                Entry::Join(joined)
+            } else {
+                Entry::Await(joined)
+            };
         }
         let running = Arc::new(Running {
             fingerprint,
@@ -235,6 +244,8 @@ mod tests {
         let Entry::Join(joined) = calls.enter(key(1), print(1)) else {
             panic!("it runs")
         };
+        assert!(matches!(calls.enter(key(1), print(2)), Entry::Await(_)));
+        lead.running().reach(Stage::Waiting);
         assert!(matches!(calls.enter(key(1), print(2)), Entry::Conflict));
         lead.finish(&Verdict::Shared(Err(Refusal::UpstreamTimeout)));
         assert!(matches!(

@@ -152,6 +152,11 @@ impl Signatures {
         }
     }
 
+    /// Whether anything is remembered of it.
+    pub(super) fn knows(&self, key: SignatureKey) -> bool {
+        self.shard(key).entries.contains_key(&key)
+    }
+
     /// Whether the backend gave the call its final answer.
     pub(super) fn is_answered(&self, key: SignatureKey) -> bool {
         let shard = self.shard(key);

@@ -28,7 +28,11 @@ pub fn throttle(bound: Bound) -> Result<Claimable, Refusal> {
         standing,
         ..
     } = bound;
-    message.client.limit.take()?;
+    // Old copies cost nothing to make for whoever captured one: they must not spend what new calls need.
+    match standing {
+        Standing::Timely => message.client.limit.take()?,
+        Standing::KnownOnly(_) => message.client.dated_limit.take()?,
+    }
     Ok(Claimable {
         message,
         identity,

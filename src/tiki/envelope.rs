@@ -28,6 +28,11 @@ pub fn is_error_body(body: &[u8]) -> bool {
     matches!(envelope.member("data"), Some(Value::Null)) && matches!(code, Some(Value::String(_)))
 }
 
+/// Whether a body is JSON that every reader understands alike: no key twice, nothing behind it.
+pub fn reads_one_way(body: &[u8]) -> bool {
+    json::parse(body).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -72,7 +72,7 @@ mod signature;
 
 pub use amount::{Decimal, DecimalError};
 pub use diagnosis::{Case, Cause, Diagnosis, Signed, diagnose};
-pub use envelope::{SUCCESS_BODY, error_body, is_error_body};
+pub use envelope::{SUCCESS_BODY, error_body, is_error_body, reads_one_way};
 pub use freshness::{Freshness, Timestamp, Window, age_seconds};
 pub use headers::{Family, HeaderFault, SignatureHeaders, is_client_id, read_headers};
 pub use key::{Identity, KeySpec};
