@@ -136,7 +136,11 @@ async fn keyed(
     let claimed = unless_given_up(gate, gate.common.ledger.claim(claim));
     let claimed = match tokio::time::timeout_at(deadlines.send_by, claimed).await {
         Ok(Some(claimed)) => claimed,
-        Ok(None) | Err(_) => return running::LOST,
+        Ok(None) => return running::LOST,
+        Err(_) => {
+            let refusal = Refusal::LedgerUnavailable(LedgerFault::Failed);
+            return Verdict::Shared(Err(refusal));
+        }
     };
     note(&gate.common.ledger_failing, claimed.is_err());
     let fence = match claimed {

@@ -62,6 +62,8 @@ struct Shard {
     entries: HashMap<SignatureKey, Entry, RandomState>,
     /// When to look at which entry; an entry that was extended is looked at again then.
     expiries: BinaryHeap<Reverse<(Duration, u128)>>,
+    /// Entries that are kept for a late re-send.
+    expected: usize,
 }
 
 /// The memory itself, shared by all workers. One short lock of one of its 64 parts per call.
@@ -135,14 +137,22 @@ impl Signatures {
     }
 
     /// Notes that a known signature was answered 5xx, or not at all, and keeps it for as long as
-    /// Tiki may send it again unchanged.
+    /// Tiki may send it again unchanged. At most half of the memory is kept so, lest a long outage
+    /// shuts out new calls; what finds no room is `out_of_window` when it comes late.
     pub(super) fn expect_again(&self, key: SignatureKey, now: Duration) {
-        let mut shard = self.shard(key);
-        let expires = now + RESEND_HORIZON;
-        if let Some(entry) = shard.entries.get_mut(&key) {
+        let mut guard = self.shard(key);
+        let shard = &mut *guard;
+        let Some(entry) = shard.entries.get_mut(&key) else {
+            return;
+        };
+        if !entry.expected_again {
+            if shard.expected >= self.per_shard.div_ceil(2) {
+                return;
+            }
+            shard.expected += 1;
             entry.expected_again = true;
-            entry.expires = entry.expires.max(expires);
         }
+        entry.expires = entry.expires.max(now + RESEND_HORIZON);
     }
 
     /// Notes that the backend gave the call its final answer.
@@ -206,7 +216,9 @@ impl Shard {
                     self.expiries.push(Reverse((entry.expires, key.0)));
                 }
                 _ => {
-                    self.entries.remove(&key);
+                    let gone = self.entries.remove(&key);
+                    let was_expected = gone.is_some_and(|entry| entry.expected_again);
+                    self.expected -= usize::from(was_expected);
                 }
             }
         }
@@ -273,6 +285,36 @@ mod tests {
         let last = last + Duration::from_nanos(1);
         assert_eq!(signatures.recall(key(128), 1, false, last), Ok(false));
         assert_eq!(signatures.len(), 0);
+    }
+
+    #[test]
+    fn an_outage_leaves_half_of_the_memory_to_new_calls() {
+        let signatures = Signatures::new(4 * SHARDS);
+        let calls: Vec<_> = (0..4).map(|number| key(number * SHARDS as u128)).collect();
+        for call in &calls {
+            assert_eq!(signatures.bind(*call, 1, false, MINUTE, MINUTE), Ok(false));
+            signatures.expect_again(*call, MINUTE);
+        }
+        let later = 3 * MINUTE;
+        let kept = calls
+            .iter()
+            .filter(|call| signatures.recall(**call, 1, false, later) == Ok(true));
+        assert_eq!(kept.count(), 2);
+        assert_eq!(
+            signatures.bind(key(4 * SHARDS as u128), 1, false, later, MINUTE),
+            Ok(false)
+        );
+        // Where their time is over, others find room.
+        let much_later = MINUTE + RESEND_HORIZON + MINUTE;
+        assert_eq!(
+            signatures.bind(calls[0], 1, false, much_later, MINUTE),
+            Ok(false)
+        );
+        signatures.expect_again(calls[0], much_later);
+        assert_eq!(
+            signatures.recall(calls[0], 1, false, much_later + 2 * MINUTE),
+            Ok(true)
+        );
     }
 
     #[test]

@@ -50,8 +50,9 @@ pub struct MemoryLimits {
     ///
     /// Only a claim of a new key is refused for it. What running attempts, persons and late events
     /// add is taken regardless, so that nothing that happened is lost: the bound may be overshot by
-    /// the answers of the attempts that run at once, each within its route's `answer_limit`, and by
-    /// at most 40 KiB of events for a record that people resolve again and again.
+    /// the answers of attempts that run at once and of released records that are claimed again, each
+    /// within its route's `answer_limit`, and by at most 40 KiB of events for a record that people
+    /// resolve again and again.
     pub max_bytes: usize,
 }
 

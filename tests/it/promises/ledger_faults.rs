@@ -73,20 +73,26 @@ async fn without_a_permit_nothing_is_sent_and_the_claim_is_released() {
 async fn what_the_ledger_allows_too_late_is_not_sent() {
     let backend = agreeable().await;
     let lab = Lab::start(&backend.url(), QUICK);
-    for (number, at_claim) in [true, false].into_iter().enumerate() {
+    for at_claim in [true, false] {
         let hold = Hold::new();
         if at_claim {
             lab.ledger.next_claim(Fault::Late(hold.clone()));
         } else {
             lab.ledger.next_permit(Fault::Late(hold.clone()));
         }
-        let key = format!("k-{number}");
+        let key = format!("k-{at_claim}");
         let call = lab.signed("/tiki/refund", &refund(&key, "1"));
         let got = lab.send(&call).await;
-        assert_eq!(got.status, 503, "{got:?}");
+        assert!((502..=503).contains(&got.status), "{got:?}");
         hold.release();
-        lab.ledger.wait_for_settles(number + 1).await;
-        assert_eq!(lab.state(&key).await, Some(State::Released));
+        if at_claim {
+            // Nobody waits for the claim any more, and so the store makes none.
+            lab.settled().await;
+            assert_eq!(lab.state(&key).await, None);
+        } else {
+            lab.ledger.wait_for_settles(1).await;
+            assert_eq!(lab.state(&key).await, Some(State::Released));
+        }
     }
     lab.settled().await;
     assert!(backend.bytes().is_empty());
@@ -245,7 +251,8 @@ async fn duplicates_of_a_call_whose_ledger_hangs_are_answered_in_time() {
     let first = lab.begin(&call);
     lab.ledger.wait_for_claims(1).await;
     let got = lab.send(&call).await;
-    assert!(got.is(503, "in_progress"), "{got:?}");
+    let in_time_for_tiki = got.is(503, "in_progress") || got.is(503, "ledger_unavailable");
+    assert!(in_time_for_tiki, "{got:?}");
     assert_eq!(in_time("an answer", first).await.unwrap().status, 503);
     assert!(backend.bytes().is_empty());
 }

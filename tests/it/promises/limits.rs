@@ -6,7 +6,7 @@ use tikigate::tiki::Family;
 
 use super::{MILLISECOND, SECOND, assert_refused, changed, refused_for};
 use crate::support::backend::{Answer, Backend};
-use crate::support::gate::{Call, OTHER_CLIENT, OTHER_SECRET, TestGate};
+use crate::support::gate::{Call, OTHER_CLIENT, OTHER_SECRET, TestGate, refund};
 use crate::support::raw::RawAnswer;
 
 async fn agreeable() -> Backend {
@@ -214,4 +214,20 @@ async fn retry_after_is_the_time_until_there_is_room() {
     assert_eq!((told.status, told.header("retry-after")), (503, Some("1")));
     gate.advance(SECOND);
     assert_eq!(callers.signed("192.0.2.1").await.status, 200);
+}
+
+#[tokio::test]
+async fn old_copies_do_not_spend_what_new_calls_need() {
+    let backend = agreeable().await;
+    let gate = TestGate::with(&changed(&backend.url(), &[SLOW_CLIENTS])).await;
+    let captured = gate.signed("/tiki/refund", &refund("captured", "1"));
+    gate.advance(3600 * SECOND);
+    for _ in 0..3 {
+        assert_refused(&gate.send(&captured).await, 503, "out_of_window");
+    }
+    assert_refused(&gate.send(&captured).await, 503, "rate_limited");
+    assert_eq!(
+        gate.post("/tiki/refund", &refund("new", "1")).await.status,
+        200
+    );
 }

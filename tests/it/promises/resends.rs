@@ -285,3 +285,39 @@ async fn after_the_caller_hung_up_on_a_try_that_succeeded_nothing_is_sent_again(
     assert_refused(&gate.send(&call).await, 409, "replayed");
     assert_eq!(backend.requests().len(), 1);
 }
+
+#[tokio::test]
+async fn a_call_that_was_let_in_is_not_vouched_for_by_an_earlier_sight_of_it() {
+    let backend = agreeable().await;
+    let other_route =
+        "[[routes]]\nname = \"any-too\"\npath = \"/tiki/any-too\"\npayload = \"any\"\n[ledger]";
+    let gate = TestGate::with(&changed(
+        &backend.url(),
+        &[
+            ("workers = 2", "workers = 2\nbody_timeout = \"100ms\""),
+            ("[ledger]", other_route),
+        ],
+    ))
+    .await;
+    // Seen in time, once before and once after it was answered.
+    let seen_before = gate.signed("/tiki/any", "seen before");
+    let seen_after = gate.signed("/tiki/any", "seen after");
+    let break_off = async |call: &Call| {
+        let bytes = call.to_bytes();
+        let mut client = gate.connect().await;
+        client.send(&bytes[..bytes.len() - 1]).await;
+        assert_refused(&client.read_answer().await, 503, "body_timeout");
+    };
+    break_off(&seen_before).await;
+    assert_eq!(gate.send(&seen_before).await.status, 200);
+    assert_eq!(gate.send(&seen_after).await.status, 200);
+    gate.advance(MINUTE);
+    break_off(&seen_after).await;
+    gate.advance(7 * MINUTE);
+    for call in [&seen_before, &seen_after] {
+        assert_refused(&gate.send(call).await, 503, "out_of_window");
+        let elsewhere = call.clone().to("/tiki/any-too");
+        assert_refused(&gate.send(&elsewhere).await, 503, "out_of_window");
+    }
+    assert_eq!(backend.requests().len(), 2);
+}
