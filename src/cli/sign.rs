@@ -18,7 +18,7 @@ Examples:
   tikigate sign --client-id RLCK... --secret-file secret --body refund.json --curl http://127.0.0.1:8080/tiki/refund | sh
   tikigate sign --client-id RLCK... --secret-file secret --path '/transaction?tiki_transaction_id=1'";
 
-/// Signs a body, or path and query of a GET, and prints the headers to send with it
+/// Sign a body, or path and query of a GET, and print the headers to send with it
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {

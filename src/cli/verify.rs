@@ -21,7 +21,7 @@ Examples:
   tikigate verify --client-id RLCK... --secret-file new --secret-file old --timestamp 1667980513000 --signature d542... --body -
   tikigate verify --client-id RLCK... --secret-file secret --timestamp 1667980513000 --signature e1e0... --path '/order?order_id=1'";
 
-/// Says whether a signature matches, and if not, why
+/// Say whether a signature matches, and if not, why
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
