@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::config::{AdminToken, Secret};
@@ -23,8 +23,8 @@ const MAX_FILE: u64 = 4096;
 /// was there first.
 ///
 /// # Errors
-/// The file can't be read or made, others than its owner may read it, or it holds no token. The
-/// message names the file.
+/// The file can't be read or made, it is another user's, others than its owner may read it, or it
+/// holds no token. The message names the file.
 pub fn ensure_token(directory: &Path, configured: &[AdminToken]) -> io::Result<Vec<AdminToken>> {
     if !configured.is_empty() {
         return Ok(configured.to_vec());
@@ -52,6 +52,7 @@ fn read(path: &Path) -> io::Result<Secret> {
     if !metadata.is_file() {
         return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a file"));
     }
+    owned(metadata.uid(), own_user()?)?;
     let mode = metadata.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(io::Error::new(
@@ -72,6 +73,29 @@ fn read(path: &Path) -> io::Result<Secret> {
         ));
     }
     Ok(Secret::new(token.to_vec()))
+}
+
+/// A token that somebody else put there is known to them.
+fn owned(owner: u32, own: u32) -> io::Result<()> {
+    if owner == own {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        ErrorKind::PermissionDenied,
+        format!(
+            "it belongs to the user {owner}, and the gate runs as the user {own}; remove it to have a new one made, or configure admin.tokens"
+        ),
+    ))
+}
+
+fn own_user() -> io::Result<u32> {
+    match fs::metadata("/proc/self") {
+        Ok(process) => Ok(process.uid()),
+        // Not with its own kind: "not found" would read as if there were no token.
+        Err(error) => Err(io::Error::other(format!(
+            "this process's user can't be told from /proc/self: {error}"
+        ))),
+    }
 }
 
 fn make(directory: &Path, path: &Path) -> io::Result<Secret> {
@@ -169,6 +193,28 @@ mod tests {
         let error = ensure_token(directory.path(), &[]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::PermissionDenied);
         assert!(error.to_string().contains("0640"), "{error}");
+        assert!(error.to_string().contains(FILE_NAME), "{error}");
+    }
+
+    #[test]
+    fn what_somebody_else_put_there_is_refused() {
+        assert!(owned(7, 7).is_ok());
+        let error = owned(0, 7).unwrap_err().to_string();
+        assert!(
+            error.contains("the user 0, and the gate runs as the user 7"),
+            "{error}"
+        );
+        if own_user().unwrap() != 0 {
+            eprintln!("skipped: only root can give a file away");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        made(directory.path());
+        let path = directory.path().join(FILE_NAME);
+        std::os::unix::fs::chown(&path, Some(12_345), None).unwrap();
+        let error = ensure_token(directory.path(), &[]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+        assert!(error.to_string().contains("the user 12345"), "{error}");
         assert!(error.to_string().contains(FILE_NAME), "{error}");
     }
 

@@ -1,14 +1,16 @@
 //! Checks between parts: what each part alone can't see.
 
 use std::collections::HashMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::meaning::{
     ReadAdmin, ReadClient, ReadIdempotency, ReadRoute, ReadServer, ReadUpstream, Volatility,
 };
 use super::problem::Problems;
 use super::settings::{Environment, OnUnknown};
+use super::units::format_duration;
 use crate::net::ListenAddress;
+use crate::tiki::PayloadKind;
 
 /// Everything that was read.
 pub(crate) struct Parts<'a> {
@@ -17,6 +19,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) upstreams: &'a [ReadUpstream],
     pub(crate) clients: &'a [ReadClient],
     pub(crate) routes: &'a [ReadRoute],
+    /// `signature.max_remembered`
+    pub(crate) max_remembered: usize,
     pub(crate) volatility: &'a Volatility,
     pub(crate) now: SystemTime,
 }
@@ -29,10 +33,14 @@ pub(crate) fn check(parts: &Parts<'_>, problems: &mut Problems) {
     no_ambiguous_clients(parts.clients, problems);
     one_route_each(parts.routes, problems);
     one_definition_each(parts.routes, problems);
+    one_signed_path_each(parts.routes, problems);
+    one_backend_each(parts, problems);
+    remembers_signatures(parts, problems);
     for route in parts.routes {
         one_environment(route, parts.clients, problems);
         somebody_may_call(route, parts, problems);
         holds_durably(route, parts.volatility, problems);
+        retries_surely(route, problems);
         no_header_twice(route, parts.upstreams, problems);
     }
     nothing_unused(parts, problems);
@@ -160,15 +168,132 @@ fn one_definition_each(routes: &[ReadRoute], problems: &mut Problems) {
     }
 }
 
-fn one_environment(route: &ReadRoute, clients: &[ReadClient], problems: &mut Problems) {
-    let has = |environment: Environment| {
-        route
-            .clients
-            .indexes
-            .iter()
-            .filter_map(|index| clients.get(*index))
-            .any(|client| client.environment == environment)
+/// Tiki signs a GET's path and query: two routes that read one signed path take each other's
+/// signatures.
+fn one_signed_path_each(routes: &[ReadRoute], problems: &mut Problems) {
+    for (index, route) in routes.iter().enumerate() {
+        let Some(path) = &route.signed_as else {
+            continue;
+        };
+        let clashes = |earlier: &ReadRoute| {
+            let signed = earlier.signed_as.as_ref();
+            // The same path on the wire was reported as such.
+            signed.is_some_and(|signed| signed.value == path.value)
+                && !same_path(earlier, route)
+                && share_a_client(earlier, route)
+        };
+        if routes[..index].iter().any(clashes) {
+            problems
+                .error(
+                    &path.place,
+                    "same_signed_path",
+                    format!(
+                        "another route of the same client reads the signed path `{}` too, so that a call signed for one is good for the other",
+                        path.value
+                    ),
+                )
+                .help("make signed_path of both what Tiki signs for each, or give each clients of its own");
+        }
+    }
+}
+
+fn same_path(one: &ReadRoute, other: &ReadRoute) -> bool {
+    match (&one.endpoint, &other.endpoint) {
+        (Some((_, one)), Some((_, other))) => one.value == other.value,
+        _ => false,
+    }
+}
+
+fn share_a_client(one: &ReadRoute, other: &ReadRoute) -> bool {
+    let others = &other.clients.indexes;
+    one.clients
+        .indexes
+        .iter()
+        .any(|index| others.contains(index))
+}
+
+fn serves(route: &ReadRoute, clients: &[ReadClient], environment: Environment) -> bool {
+    let mut callers = route
+        .clients
+        .indexes
+        .iter()
+        .filter_map(|index| clients.get(*index));
+    callers.any(|client| client.environment == environment)
+}
+
+/// A backend that gets calls of both can't tell play money from real money by its own means.
+fn one_backend_each(parts: &Parts<'_>, problems: &mut Problems) {
+    let serves = |route: &ReadRoute, environment| serves(route, parts.clients, environment);
+    // A route of both was reported by itself.
+    let of_one =
+        |route: &ReadRoute, environment, other| serves(route, environment) && !serves(route, other);
+    for sandbox in parts.routes {
+        if sandbox.upstream.is_none()
+            || !of_one(sandbox, Environment::Sandbox, Environment::Production)
+        {
+            continue;
+        }
+        let beside_real = parts.routes.iter().any(|route| {
+            route.upstream == sandbox.upstream
+                && of_one(route, Environment::Production, Environment::Sandbox)
+        });
+        if beside_real {
+            problems
+                .error(
+                    &sandbox.upstream_place,
+                    "mixed_environments",
+                    "this route of sandbox clients leads to the upstream of a route of production clients",
+                )
+                .help("give the sandbox a backend of its own: another [upstreams.NAME]");
+        }
+    }
+}
+
+/// A signature is remembered for as long as another route of its client would still take it. What
+/// comes once the memory is full is refused.
+fn remembers_signatures(parts: &Parts<'_>, problems: &mut Problems) {
+    let routes = parts.routes.iter().enumerate();
+    let remembered_for = routes.filter_map(|(index, route)| {
+        let age = &route.idempotency.as_ref()?.resend_age;
+        let mut others = parts.routes.iter().enumerate();
+        let elsewhere =
+            others.any(|(other_index, other)| other_index != index && share_a_client(route, other));
+        (elsewhere && age.value > Duration::ZERO).then_some(age)
+    });
+    let Some(longest) = remembered_for.max_by_key(|age| age.value) else {
+        return;
     };
+    let rates = parts
+        .clients
+        .iter()
+        .filter_map(|client| client.meaning.as_ref());
+    let asked: u64 = rates.map(|client| u64::from(client.rate.per_second)).sum();
+    let millis = longest.value.as_millis().max(1);
+    let room = parts.max_remembered as u128;
+    if room * 1000 < u128::from(asked) * millis {
+        let full_at = match room * 1000 / millis {
+            0 => "less than 1 call".to_owned(),
+            1 => "1 call".to_owned(),
+            calls => format!("{calls} calls"),
+        };
+        let needed = (u128::from(asked) * millis).div_ceil(1000);
+        problems
+            .warning(
+                &longest.place,
+                "signature_memory",
+                format!(
+                    "calls on the other routes are remembered for {}, and signature.max_remembered is too small for the clients' rates",
+                    format_duration(longest.value)
+                ),
+            )
+            .help(format!(
+                "it fills up at {full_at} a second, and new calls are then refused with 503; the clients' rate.per_second add up to {asked}, for which max_remembered = {needed} is enough. Or make resend_age shorter, or the rates lower",
+            ));
+    }
+}
+
+fn one_environment(route: &ReadRoute, clients: &[ReadClient], problems: &mut Problems) {
+    let has = |environment: Environment| serves(route, clients, environment);
     if has(Environment::Production) && has(Environment::Sandbox) {
         problems
             .error(
@@ -212,15 +337,42 @@ fn holds_durably(route: &ReadRoute, volatility: &Volatility, problems: &mut Prob
     let Some(keyed) = &route.idempotency else {
         return;
     };
-    let holds = keyed.on_unknown.value == OnUnknown::Hold;
-    if holds && volatility.volatile && !volatility.allowed {
+    if !volatility.volatile || volatility.allowed {
+        return;
+    }
+    // Whatever happens to unknown outcomes, a refund that was done must not be done again.
+    let lost = if keyed.on_unknown.value == OnUnknown::Hold {
+        "the route holds calls whose outcome is unknown, and a ledger in memory forgets them at exit"
+    } else if route.payload == Some(PayloadKind::Refund) {
+        "the route sends refunds, and a ledger in memory forgets at exit which of them were done"
+    } else {
+        return;
+    };
+    problems
+        .error(&keyed.on_unknown.place, "volatile_hold", lost)
+        .help("a restart could then send a refund twice; to accept that, write allow_volatile = true under [ledger]");
+}
+
+/// Such an answer often comes from something between the gate and the books, after they were written.
+fn retries_surely(route: &ReadRoute, problems: &mut Problems) {
+    let holds = route
+        .idempotency
+        .as_ref()
+        .is_some_and(|keyed| keyed.on_unknown.value == OnUnknown::Hold);
+    if !holds {
+        return;
+    }
+    for status in &route.unclear_retries {
         problems
-            .error(
-                &keyed.on_unknown.place,
-                "volatile_hold",
-                "the route holds calls whose outcome is unknown, and a ledger in memory forgets them at exit",
+            .warning(
+                &status.place,
+                "unclear_retry",
+                format!(
+                    "the route holds, yet an answer of {} releases a call that may have been applied",
+                    status.value
+                ),
             )
-            .help("a restart could then send a refund twice; to accept that, write allow_volatile = true under [ledger]");
+            .help("let the backend say \"not applied\" in words: failed_when, or the platform's error envelope with 500");
     }
 }
 

@@ -21,6 +21,7 @@ const LONGEST_RESEND_AGE: Duration = Duration::from_secs(44 * 3600);
 pub(crate) struct ReadIdempotency {
     pub(crate) namespace: At<String>,
     pub(crate) on_unknown: At<OnUnknown>,
+    pub(crate) resend_age: At<Duration>,
     pub(crate) definition: Definition,
     pub(crate) meaning: Idempotency,
 }
@@ -77,6 +78,10 @@ fn own(payload: PayloadKind, place: &Place) -> Option<ReadIdempotency> {
             place: place.clone(),
             value: usual_on_unknown(payload),
         },
+        resend_age: At {
+            place: place.clone(),
+            value: Duration::ZERO,
+        },
         definition,
         meaning: Idempotency {
             namespace,
@@ -102,8 +107,12 @@ fn written(
         keep,
         resend_age,
     } = table.value;
-    let namespace = label(namespace.or(payload.as_str().to_owned()), problems);
+    let namespace = own_namespace(namespace, payload, problems);
+    let places = [key.place.clone(), fingerprint.place.clone()];
     let spec = spec(key, fingerprint, payload, problems);
+    if let (PayloadKind::Refund, Some((spec, _))) = (payload, &spec) {
+        tells_refunds_apart(spec, &places, problems);
+    }
     let on_unknown = on_unknown.or(usual_on_unknown(payload));
     if payload == PayloadKind::Refund && on_unknown.value == OnUnknown::Resend {
         problems
@@ -136,7 +145,52 @@ fn written(
         },
         namespace,
         on_unknown,
+        resend_age,
     })
+}
+
+/// Of a payload that the gate knows, two routes have the same messages. Of `any` nobody knows.
+fn own_namespace(
+    field: Field<String>,
+    payload: PayloadKind,
+    problems: &mut Problems,
+) -> Option<At<String>> {
+    if field.is_absent() && payload == PayloadKind::Any {
+        problems
+            .error(
+                &field.place,
+                "missing",
+                "is required with payload \"any\": routes of one namespace answer for each other's calls",
+            )
+            .help("name what the route does, such as namespace = \"topup\"");
+        return None;
+    }
+    label(field.or(payload.as_str().to_owned()), problems)
+}
+
+/// Tiki promises that `request_id` tells refunds apart, and of no other field.
+fn tells_refunds_apart(spec: &KeySpec, [key, fingerprint]: &[Place; 2], problems: &mut Problems) {
+    let Some(own) = KeySpec::for_payload(PayloadKind::Refund) else {
+        return;
+    };
+    if spec.key_text() != own.key_text() {
+        problems
+            .warning(
+                key,
+                "refund_key",
+                "is not the key of Tiki's refunds: two refunds may be taken for one, or one sent twice",
+            )
+            .help("leave it out: Tiki tells refunds apart by request_id alone");
+    }
+    if spec.fingerprint_text() != own.fingerprint_text() {
+        problems
+            .warning(
+                fingerprint,
+                "refund_key",
+                "is not the fingerprint of Tiki's refunds: a request_id that comes again with another amount may go unnoticed",
+            )
+            .help("leave it out: the transaction's two ids and the amount are compared");
+    }
 }
 
 /// A record that ends while Tiki may still send its message again would let it through twice.

@@ -7,7 +7,7 @@ use crate::config::settings::{Ledger, Log, LogFormat, Store};
 use crate::config::value::{At, Field};
 use tracing::level_filters::LevelFilter;
 
-const INSTEAD: &str = "write store = \"memory\" under [ledger], and allow_volatile = true with it for routes that hold";
+const INSTEAD: &str = "write store = \"memory\" under [ledger], and allow_volatile = true with it for refunds and routes that hold";
 
 /// Whether the ledger forgets at exit, and whether that was accepted.
 pub(crate) struct Volatility {

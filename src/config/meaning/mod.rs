@@ -89,6 +89,7 @@ pub(crate) fn settings(written: Configuration, context: &mut Context<'_>) -> Opt
         upstreams: &upstreams,
         clients: &clients,
         routes: &routes,
+        max_remembered: signature.max_remembered,
         volatility: &volatility,
         now: context.now,
     };

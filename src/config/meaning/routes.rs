@@ -32,10 +32,16 @@ pub(crate) struct Surroundings<'a> {
 pub(crate) struct ReadRoute {
     pub(crate) name: Option<At<String>>,
     pub(crate) endpoint: Option<(Method, At<String>)>,
+    pub(crate) payload: Option<PayloadKind>,
     pub(crate) upstream: Option<usize>,
+    pub(crate) upstream_place: Place,
     pub(crate) clients: Callers,
     pub(crate) forward_headers: Vec<At<HeaderName>>,
     pub(crate) idempotency: Option<ReadIdempotency>,
+    /// A GET: the path that its signature is over.
+    pub(crate) signed_as: Option<At<String>>,
+    /// Statuses written as "not applied" that by themselves don't say so.
+    pub(crate) unclear_retries: Vec<At<u64>>,
     pub(crate) meaning: Option<Route>,
 }
 
@@ -110,6 +116,7 @@ fn read(
         .and_then(|path| paths::route_path(path, problems));
     let method = method.or(MethodWord::Post);
     let payload = payload.required(problems);
+    let upstream_place = upstream.place.clone();
     let upstream = upstream_index(upstream, around.upstreams, problems);
     let upstream_path = match upstream_path.written() {
         Some(written) => paths::upstream_path(written, problems).map(|path| path.value),
@@ -123,7 +130,12 @@ fn read(
     let answer_limit = size(answer_limit, 64 << 10, 1..=1 << 20, problems);
     let (forward_headers, headers_fit) = forwarded(forward_headers, problems);
     let strip_signature = strip_signature.or(false).value;
+    let signed_place = signed_path.place.clone();
     let signed_path = signed(signed_path, path.as_ref(), method.value, problems);
+    let signed_as = (method.value == MethodWord::Get)
+        .then(|| signed_as(signed_place, signed_path.as_ref()?, path.as_ref()?))
+        .flatten();
+    let unclear_retries = unclear(&retry_statuses);
     let outcome = outcome(
         final_statuses,
         retry_statuses,
@@ -137,6 +149,7 @@ fn read(
         idempotency::idempotency(idempotency, payload.value, &accepted, problems)
     });
 
+    let payload = payload.map(|payload| payload.value);
     let method = http_method(method.value);
     let endpoint = path.as_ref().map(|path| (method.clone(), path.clone()));
     let (keyed, idempotency_fits) = match keyed {
@@ -148,7 +161,7 @@ fn read(
             name: name_fits.then(|| name.as_ref().map(|name| name.value.clone()))??,
             path: path?.value,
             method,
-            payload: payload?.value,
+            payload: payload?,
             upstream: upstream?,
             upstream_path: upstream_path?,
             clients: clients.indexes.clone(),
@@ -173,10 +186,14 @@ fn read(
         meaning: meaning(),
         name,
         endpoint,
+        payload,
         upstream,
+        upstream_place,
         clients,
         forward_headers,
         idempotency: keyed,
+        signed_as,
+        unclear_retries,
     }
 }
 
@@ -377,6 +394,21 @@ fn signed(
         problems,
     )?;
     Some(signed)
+}
+
+fn signed_as(place: Place, signed: &SignedPath, path: &At<String>) -> Option<At<String>> {
+    let left = path.value.strip_prefix(&signed.strip)?;
+    let value = format!("{}{left}", signed.add);
+    Some(At { place, value })
+}
+
+/// Redirects and server errors among the statuses that were written.
+fn unclear(retry_statuses: &Field<Vec<At<u64>>>) -> Vec<At<u64>> {
+    let written = retry_statuses.peek().into_iter().flatten();
+    written
+        .filter(|status| matches!(status.value, 300..=399 | 500..=599))
+        .cloned()
+        .collect()
 }
 
 fn outcome(

@@ -132,15 +132,16 @@ pub(crate) fn admin(written: schema::Admin, context: &mut Context<'_>) -> Option
     let listen = listen.or(ListenAddress::Tcp(([127, 0, 0, 1], 9901).into()));
     let tokens = tokens.or(Vec::new());
     let asked = tokens.value.len();
-    let tokens: Vec<(Place, AdminToken)> = tokens
+    let tokens: Vec<ReadToken> = tokens
         .value
         .into_iter()
         .filter_map(|token| admin_token(token, context))
         .collect();
     let names = tokens
         .iter()
-        .map(|(place, token)| (place, token.name.as_str()));
+        .map(|token| (&token.name_place, token.meaning.name.as_str()));
     unique(names, "token", context.problems);
+    one_holder_each(&tokens, context.problems);
     let hosts = hosts.or(Vec::new()).value;
     for host in &hosts {
         if !is_host_name(&host.value) {
@@ -156,7 +157,7 @@ pub(crate) fn admin(written: schema::Admin, context: &mut Context<'_>) -> Option
     Some(ReadAdmin {
         meaning: Admin {
             listen: listen.value.clone(),
-            tokens: tokens.into_iter().map(|(_, token)| token).collect(),
+            tokens: tokens.into_iter().map(|token| token.meaning).collect(),
             hosts: hosts
                 .into_iter()
                 .map(|host| host.value.to_ascii_lowercase())
@@ -166,10 +167,34 @@ pub(crate) fn admin(written: schema::Admin, context: &mut Context<'_>) -> Option
     })
 }
 
-fn admin_token(
-    written: At<schema::SecretEntry>,
-    context: &mut Context<'_>,
-) -> Option<(Place, AdminToken)> {
+struct ReadToken {
+    name_place: Place,
+    secret_place: Place,
+    meaning: AdminToken,
+}
+
+/// With one token for two names nobody could tell who resolved what.
+fn one_holder_each(tokens: &[ReadToken], problems: &mut Problems) {
+    for (index, one) in tokens.iter().enumerate() {
+        let before = tokens[..index]
+            .iter()
+            .find(|before| before.meaning.token == one.meaning.token);
+        if let Some(before) = before {
+            problems
+                .error(
+                    &one.secret_place,
+                    "same_secret",
+                    format!(
+                        "is the token of `{}` too: nobody could tell who resolved what",
+                        before.meaning.name
+                    ),
+                )
+                .help("make one for each: openssl rand -hex 32");
+        }
+    }
+}
+
+fn admin_token(written: At<schema::SecretEntry>, context: &mut Context<'_>) -> Option<ReadToken> {
     let place = written.place;
     let schema::SecretEntry {
         name,
@@ -202,13 +227,14 @@ fn admin_token(
             .help("make one: openssl rand -hex 32");
     }
     let name = name?;
-    Some((
-        name.place,
-        AdminToken {
+    Some(ReadToken {
+        name_place: name.place,
+        secret_place: read.place,
+        meaning: AdminToken {
             name: name.value,
             token: read.secret,
         },
-    ))
+    })
 }
 
 fn not_built(

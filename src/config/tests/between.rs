@@ -114,6 +114,18 @@ fn play_money_and_real_money_share_no_route() {
             "name = \"refund\"\n",
             "name = \"refund\"\nclients = [\"wallet\"]\n",
         );
+    let problem = only_error(&apart, "mixed_environments", "routes.ipn.upstream");
+    assert!(problem.help.unwrap().contains("a backend of its own"));
+    let apart = apart
+        .replace(
+            "[[clients]]\nid = \"x\"",
+            "[upstreams.play]\nurl = \"http://play\"\n\n[[clients]]\nid = \"x\"",
+        )
+        .replace("name = \"ipn\"\n", "name = \"ipn\"\nupstream = \"play\"\n")
+        .replace(
+            "name = \"refund\"\n",
+            "name = \"refund\"\nupstream = \"legacy\"\n",
+        );
     let apart = settings(&apart);
     assert_eq!(
         (&apart.routes[0].clients[..], &apart.routes[1].clients[..]),
@@ -156,6 +168,16 @@ fn refunds_are_not_kept_in_memory_by_accident() {
         "volatile_hold",
         "routes.refund.idempotency.on_unknown",
     );
+    // Nor those that are sent again: what was done is forgotten too.
+    let resent = text.replace("\"hold\"", "\"resend\"");
+    let problems = load(&resent).unwrap_err();
+    let told: Vec<_> = problems.iter().map(|one| (one.code, &*one.key)).collect();
+    let key = "routes.refund.idempotency.on_unknown";
+    assert_eq!(told, [("refund_resend", key), ("volatile_hold", key)]);
+    assert!(problems[1].message.contains("were done"));
+    // An IPN that comes again moves nothing.
+    let ipns = text.replace("payload = \"refund\"", "payload = \"transaction_ipn\"");
+    settings(&ipns.replace("\"hold\"", "\"resend\""));
 }
 
 #[test]
@@ -165,12 +187,19 @@ fn records_outlast_tikis_last_resend() {
     let problem = only_error(&keyed("refund", "keep = \"43h40m59s\""), "short_keep", key);
     assert!(problem.help.unwrap().contains("1d19h41m"));
     settings(&keyed("refund", "keep = \"43h41m\""));
-    only_error(
-        &keyed("refund", "keep = \"87h35m\", resend_age = \"44h\""),
-        "short_keep",
-        key,
-    );
-    settings(&keyed("refund", "keep = \"87h36m\", resend_age = \"44h\""));
+    // With room for the signatures of so long.
+    let long = |keep: &str| {
+        keyed(
+            "refund",
+            &format!("keep = \"{keep}\", resend_age = \"44h\""),
+        )
+        .replace(
+            "[upstreams",
+            "[signature]\nmax_remembered = 100000000\n[upstreams",
+        )
+    };
+    only_error(&long("87h35m"), "short_keep", key);
+    settings(&long("87h36m"));
     only_error(
         &keyed("refund", "resend_age = \"44h1ms\""),
         "out_of_bounds",
@@ -236,7 +265,7 @@ fn what_a_table_leaves_out_is_the_payloads_own() {
     assert_eq!(refund.on_unknown, OnUnknown::Hold);
     assert_eq!(refund.keep, Duration::from_secs(500 * 86_400));
     // A key without a fingerprint takes the payload's, where pointers can say it.
-    settings(&keyed("refund", "key = [\"/id\"]"));
+    settings(&keyed("ipn", "key = [\"/id\"]"));
     settings(&keyed("ipn", "fingerprint = [\"/order/id\"]"));
     let transaction = keyed("ipn", "key = [\"/id\"]").replace("order_ipn", "transaction_ipn");
     only_error(
@@ -251,18 +280,25 @@ fn a_payload_that_is_not_known_needs_its_key_and_fingerprint() {
     let any = |text: &str| text.replace("order_ipn", "any");
     assert!(settings(&any(GOOD)).routes[0].idempotency.is_none());
     only_error(
-        &any(&keyed("ipn", "key = [\"/a\"]")),
+        &any(&keyed("ipn", "namespace = \"a\", key = [\"/a\"]")),
         "missing",
         "routes.ipn.idempotency.fingerprint",
     );
+    // And a namespace: two such routes don't answer for each other unasked.
+    let problem = only_error(
+        &any(&keyed("ipn", "key = [\"/a\"], fingerprint = [\"/b\"]")),
+        "missing",
+        "routes.ipn.idempotency.namespace",
+    );
+    assert!(problem.message.contains("answer for each other"));
     let read = settings(&any(&keyed(
         "ipn",
-        "key = [\"/a\"], fingerprint = [\"/b\"]",
+        "namespace = \"topup\", key = [\"/a\"], fingerprint = [\"/b\"]",
     )));
     let any_key = read.routes[0].idempotency.as_ref().unwrap();
     assert_eq!(
         (any_key.namespace.as_str(), any_key.on_unknown),
-        ("any", OnUnknown::Hold)
+        ("topup", OnUnknown::Hold)
     );
     for (keys, code, key) in [
         ("key = [], fingerprint = [\"/b\"]", "out_of_bounds", "key"),

@@ -4,6 +4,7 @@ mod between;
 mod keys;
 mod overrides;
 mod parts;
+mod risks;
 mod samples;
 mod secrets;
 mod ten;
