@@ -2,7 +2,7 @@
 //!
 //! What a call does from its claim to its record belongs to nobody's connection: a caller who hangs
 //! up, and Tiki's deadline, change nothing about it. It is polled by its caller for as long as the
-//! caller waits, and by a task of its own from then on ([`Detachable`]).
+//! caller waits, and by a task of its own from then on (`Detachable`).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;

@@ -56,7 +56,7 @@ pub struct MemoryLimits {
     pub max_bytes: usize,
 }
 
-/// The memory store. See the [module](self).
+/// The memory store.
 pub struct MemoryLedger {
     inner: Arc<Inner>,
 }
