@@ -11,7 +11,7 @@ use tower::{Service, ServiceExt};
 use crate::client::{BackendAnswer, ConnectionKind};
 use crate::config::{Idempotency, OnUnknown};
 use crate::ledger::{
-    Cause, Claim, ClaimOutcome, Fence, KeptAnswer, LedgerError, Policy, Settled, Settlement,
+    Cause, Claim, ClaimOutcome, Fence, KeptAnswer, LedgerError, Policy, Settlement,
 };
 
 use super::Gate;
@@ -21,6 +21,7 @@ use super::bind::Standing;
 use super::call::Facts;
 use super::forward::{ForwardFault, NOT_SENT, Outgoing, clean_request};
 use super::outcome::{self, Class};
+use super::record::{ClaimGuard, record, unless_given_up};
 use super::refusal::{LedgerFault, Overload, Refusal, Reuse, UpstreamFault, Wait};
 use super::running::{self, Lead, Running, Stage, Verdict};
 use super::signatures::SignatureKey;
@@ -30,16 +31,9 @@ use super::validate::Identity;
 /// After an attempt's last possible byte: "not applied" is not believed before.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// Pauses between tries to record an answer that the store could not take.
-const RECORD_PAUSE: Duration = Duration::from_millis(250);
-const RECORD_PAUSE_MAX: Duration = Duration::from_secs(5);
-
 /// Connections that are tried for one call: kept ones that turned out to be closed before a byte was
 /// written, and at last another.
 const CONNECTIONS: usize = 3;
-
-/// How long a store may take to reply once the gate gives its running calls up.
-const LAST_REPLY: Duration = Duration::from_secs(2);
 
 /// Runs the attempt to its end, whoever still waits for it, and tells those who joined it.
 pub(super) async fn detached(gate: Arc<Gate>, claimable: Claimable, lead: Lead) -> Verdict {
@@ -149,12 +143,7 @@ async fn keyed(
         Err(error) => return Verdict::Shared(Err(ledger_refusal(&error))),
     };
     let _ = message.facts.attempt.set(fence.attempt);
-    let guard = ClaimGuard {
-        gate: Arc::clone(gate),
-        facts: Arc::clone(&message.facts),
-        fence,
-        armed: true,
-    };
+    let guard = ClaimGuard::new(gate, &message.facts, fence);
     let sending = Sending {
         fence: Some(fence),
         running: Some(Arc::clone(running)),
@@ -408,82 +397,6 @@ fn understand_fault(fault: ForwardFault) -> Understood {
     }
 }
 
-/// The store's reply; none if the gate gave its calls up and the store let that moment pass too.
-async fn unless_given_up<T>(gate: &Gate, reply: impl Future<Output = T>) -> Option<T> {
-    let given_up = async {
-        gate.common.abort.cancelled().await;
-        tokio::time::sleep(LAST_REPLY).await;
-    };
-    tokio::select! {
-        biased;
-        reply = reply => Some(reply),
-        () = given_up => None,
-    }
-}
-
-/// Records what became of the attempt. An owner that holds an answer which its store can't take
-/// keeps trying: the answer is all that stands between the refund and a second one. Until it is
-/// recorded nobody is answered with it.
-async fn record(
-    gate: &Gate,
-    facts: &Facts,
-    fence: Fence,
-    settlement: Settlement,
-) -> Result<(), Refusal> {
-    let mut pause = RECORD_PAUSE;
-    loop {
-        let settling = gate.common.ledger.settle(fence, settlement.clone());
-        let error = match unless_given_up(gate, settling).await {
-            Some(Ok(settled)) => {
-                log_settled(facts, fence, &settled);
-                return match settled {
-                    Settled::Recorded(_) => Ok(()),
-                    // The record says something else: the next try gets that, and so no other now.
-                    Settled::Superseded(_) | Settled::Alarm => {
-                        Err(Refusal::LedgerUnavailable(LedgerFault::Unrecorded))
-                    }
-                };
-            }
-            Some(Err(error)) => error,
-            None => return Err(Refusal::LedgerUnavailable(LedgerFault::Unrecorded)),
-        };
-        tracing::error!(
-            tikigate.record = %fence.record, tikigate.request_id = %facts.request_id, %error,
-            "an answer can't be recorded, trying again"
-        );
-        if gate.common.abort.is_cancelled() {
-            return Err(Refusal::LedgerUnavailable(LedgerFault::Unrecorded));
-        }
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = gate.common.abort.cancelled() => {}
-        }
-        pause = (pause * 2).min(RECORD_PAUSE_MAX);
-    }
-}
-
-fn log_settled(facts: &Facts, fence: Fence, settled: &Settled) {
-    match settled {
-        Settled::Recorded(crate::ledger::State::Unknown) => tracing::warn!(
-            tikigate.record = %fence.record, tikigate.request_id = %facts.request_id,
-            tikigate.attempt = fence.attempt,
-            "outcome unknown: held until somebody says what happened (tikigate ledger resolve)"
-        ),
-        Settled::Recorded(_) => {}
-        Settled::Superseded(state) => tracing::warn!(
-            tikigate.record = %fence.record, tikigate.request_id = %facts.request_id,
-            tikigate.attempt = fence.attempt, tikigate.state = state.as_str(),
-            "an answer came after the record had moved on"
-        ),
-        Settled::Alarm => tracing::error!(
-            tikigate.record = %fence.record, tikigate.request_id = %facts.request_id,
-            tikigate.attempt = fence.attempt,
-            "a success came in for an attempt that was declared not applied and sent again since: \
-             check with the backend whether money moved twice"
-        ),
-    }
-}
-
 /// The caller was answered long ago; the log says what became of its call.
 fn log_late(facts: &Facts, verdict: &Verdict) {
     let outcome = match verdict {
@@ -494,39 +407,4 @@ fn log_late(facts: &Facts, verdict: &Verdict) {
         tikigate.request_id = %facts.request_id, tikigate.outcome = outcome,
         "a call settled after its caller was answered"
     );
-}
-
-/// Records an attempt as unknown when its task ends without having said what became of it: a panic
-/// on the way must not leave a claim that nobody owns.
-struct ClaimGuard {
-    gate: Arc<Gate>,
-    facts: Arc<Facts>,
-    fence: Fence,
-    armed: bool,
-}
-
-impl ClaimGuard {
-    fn disarm(mut self) {
-        self.armed = false;
-    }
-}
-
-impl Drop for ClaimGuard {
-    fn drop(&mut self) {
-        if !self.armed {
-            return;
-        }
-        let (gate, facts, fence) = (Arc::clone(&self.gate), Arc::clone(&self.facts), self.fence);
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        self.gate.common.tasks.spawn_on(
-            async move {
-                let lost = Settlement::Unknown(Cause::Borrowed("task_lost"));
-                // Refused only when the gate ends; its claims become unknown then.
-                let _ = record(&gate, &facts, fence, lost).await;
-            },
-            &runtime,
-        );
-    }
 }

@@ -33,6 +33,7 @@ pub mod idempotency;
 mod limits;
 mod observe;
 mod outcome;
+mod record;
 mod refusal;
 mod respond;
 pub mod route;
