@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::{
     Kind, SUCCESS, Stage, assert_refused, deadlines, events, last_line, replaced, settled,
 };
-use crate::support::backend::{Answer, Behaviour, Hold, OnConnect};
-use crate::support::gate::TestGate;
-use tikigate::ledger::State;
+use crate::support::backend::{Answer, Backend, Behaviour, Hold, OnConnect};
+use crate::support::gate::{TestGate, refund};
+use tikigate::ledger::{KeptAnswer, Resolution, State, Verdict};
 
 const SOON: &str = "1s";
 
@@ -208,4 +208,45 @@ async fn a_running_call_keeps_its_place_though_its_caller_was_answered() {
     }
     assert_eq!(gate.send(&Kind::Hold.call(&gate, "r-1")).await.status, 200);
     assert_eq!(stage.counts(), (5, 5));
+}
+
+#[tokio::test]
+async fn an_answer_that_the_ledger_did_not_keep_is_not_given() {
+    let hold = Hold::new();
+    let held = hold.clone();
+    let backend = Backend::start(move |_| Behaviour::from(Answer::success()).held(&held)).await;
+    let gate = TestGate::with(&deadlines(&backend.url(), "9s", "30s")).await;
+    let call = gate.signed("/tiki/refund", &refund("r-overruled", "1"));
+    let mut first = gate.connect().await;
+    first.send(call.to_bytes()).await;
+    backend.wait_for_requests(1).await;
+
+    // Its owner is taken for dead while it waits, and a person rejects the refund.
+    let record = gate.record("r-overruled").await.unwrap();
+    assert_eq!(gate.ledger().lapse(record.owner).await, Ok(1));
+    let unknown = gate.record("r-overruled").await.unwrap();
+    let rejected = KeptAnswer {
+        status: http::StatusCode::INTERNAL_SERVER_ERROR,
+        headers: Vec::new(),
+        body: bytes::Bytes::from_static(b"rejected"),
+    };
+    let resolution = Resolution {
+        id: unknown.id,
+        expected: (unknown.state, unknown.attempt, unknown.version),
+        verdict: Verdict::Rejected(rejected),
+        by: "ops".to_owned(),
+        reason: "the customer was paid in cash".to_owned(),
+        force: false,
+    };
+    gate.ledger().resolve(resolution).await.unwrap();
+
+    hold.release();
+    let late = first.read_answer().await;
+    assert_eq!(
+        (late.status, late.error_code().as_deref()),
+        (503, Some("ledger_unavailable"))
+    );
+    let again = gate.send(&call).await;
+    assert_eq!((again.status, again.text()), (500, "rejected"));
+    assert_eq!(backend.requests().len(), 1);
 }
