@@ -322,3 +322,26 @@ async fn a_namespace_with_another_definition_is_refused() {
         "{problems:?}"
     );
 }
+
+#[tokio::test]
+async fn a_conflict_is_said_on_the_ledgers_word_alone() {
+    let backend = agreeable().await;
+    let lab = Lab::start(&backend.url(), PATIENT);
+    let genuine = lab.signed("/tiki/refund", &refund("k-1", "1000"));
+    assert_eq!(lab.send(&genuine).await.status, 200);
+
+    // Another amount under the same key, whose claim the ledger has not answered yet.
+    let hold = Hold::new();
+    lab.ledger.next_claim(Fault::Late(hold.clone()));
+    let other = lab.begin(&lab.signed("/tiki/refund", &refund("k-1", "9000")));
+    lab.ledger.wait_for_claims(2).await;
+    let again = lab.begin(&genuine);
+    tokio::task::yield_now().await;
+    hold.release();
+
+    let other = in_time("the conflict", other).await.unwrap();
+    assert!(other.is(422, "conflict"), "{other:?}");
+    let again = in_time("the kept answer", again).await.unwrap();
+    assert_eq!((again.status, again.replayed), (200, true), "{again:?}");
+    assert_eq!(backend.requests().len(), 1);
+}
