@@ -33,17 +33,10 @@ const REJECTED_BODY: &str = r#"{"data":null,"error":{"code":"rejected","message"
 
 /// `GET /api/ledger`: records in the order of their ids, and where to go on.
 pub(super) async fn list(desk: &Desk, query: &str) -> Result<Answer, Fault> {
-    let mut filter = read_filter(query)?;
-    let limit = filter.limit;
-    filter.limit = limit + 1; // one more tells whether there is more
-    let mut records = ledger(desk.ask(desk.ledger.list(filter)).await?)?;
-    let more = records.len() > limit;
-    records.truncate(limit);
-    let next = records
-        .last()
-        .filter(|_| more)
-        .map(|last| last.id.to_string());
-    let records: Vec<_> = records.iter().map(view::summary).collect();
+    let filter = read_filter(query)?;
+    let page = ledger(desk.ask(desk.ledger.list(filter)).await?)?;
+    let next = page.next.map(|next| next.to_string());
+    let records: Vec<_> = page.records.iter().map(view::summary).collect();
     Ok(answer::data(json!({ "records": records, "next": next })))
 }
 
@@ -160,6 +153,8 @@ fn refusal(error: ResolveError) -> Fault {
         ResolveError::NotUnknown(state) => Fault::NotUnknown(state),
         ResolveError::MayStillRun { until } => Fault::MayStillRun(until),
         ResolveError::NoFurtherRelease => Fault::NoFurtherRelease,
+        ResolveError::NotDeclared => Fault::Malformed(error.to_string()),
+        ResolveError::NeverSent => Fault::Malformed(error.to_string()),
         ResolveError::NoReason => Fault::ReasonRequired,
         ResolveError::Ledger(error) => {
             tracing::warn!(%error, "the ledger could not resolve a record");
@@ -210,11 +205,8 @@ fn plain(field: &str, text: &str, limit: usize) -> Result<(), Fault> {
 /// silently ignored shows more than was asked for. An empty value is no filter.
 fn read_filter(query: &str) -> Result<Filter, Fault> {
     let mut filter = Filter {
-        state: None,
-        route: None,
-        query: None,
-        after: None,
         limit: DEFAULT_LIMIT,
+        ..Filter::default()
     };
     let mut seen: Vec<Cow<'_, str>> = Vec::new();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {

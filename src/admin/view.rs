@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::ledger::{Event, KeptAnswer, Policy, Record};
+use crate::ledger::{Event, Hold, KeptAnswer, Policy, Record};
 
 /// Bytes of a kept answer's body that are shown.
 const BODY_SHOWN: usize = 16 * 1024;
@@ -50,7 +50,14 @@ fn with_answer(record: &Record, answer: Option<Value>) -> Value {
         expires_at,
         alarmed,
         answer: _,
+        fields,
+        marks,
+        hold,
+        declared,
     } = record;
+    let fields: serde_json::Map<String, Value> = (fields.0.iter())
+        .map(|(name, text)| (name.to_string(), Value::from(text.as_str())))
+        .collect();
     json!({
         "id": id.to_string(),
         "state": state.as_str(),
@@ -71,6 +78,11 @@ fn with_answer(record: &Record, answer: Option<Value>) -> Value {
         "may_run_until": time(*may_run_until),
         "expires_at": time(*expires_at),
         "alarmed": alarmed,
+        "fields": fields,
+        "stale_event": marks.stale_event,
+        "possible_duplicate": marks.possible_duplicate,
+        "held_for": hold.map(Hold::as_str),
+        "declared": declared,
         "answer": answer,
     })
 }

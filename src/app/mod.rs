@@ -71,7 +71,7 @@ impl App {
     pub fn start(settings: Settings, clock: Clock, log: &LogHandle) -> Result<Self, StartError> {
         let settings = Arc::new(settings);
         let workers = settings.server.workers.max(1);
-        let ledger = open_ledger(&settings, &clock);
+        let ledger = open_ledger(&settings, &clock)?;
         define_namespaces(&settings, ledger.as_ref())?;
         let tokens = admin::token::ensure_token(&settings.ledger.directory, &settings.admin.tokens)
             .map_err(StartError::Token)?;
@@ -242,18 +242,21 @@ impl Worker {
     }
 }
 
-fn open_ledger(settings: &Settings, clock: &Clock) -> Arc<dyn Ledger> {
-    match settings.ledger.store {
+fn open_ledger(settings: &Settings, clock: &Clock) -> Result<Arc<dyn Ledger>, StartError> {
+    match &settings.ledger.store {
         Store::Memory {
             max_records,
             max_bytes,
         } => {
             let limits = MemoryLimits {
-                max_records,
-                max_bytes,
+                max_records: *max_records,
+                max_bytes: *max_bytes,
             };
-            Arc::new(MemoryLedger::new(clock.clone(), limits))
+            Ok(Arc::new(MemoryLedger::new(clock.clone(), limits)))
         }
+        Store::Sqlite(_) | Store::Postgres(_) => Err(StartError::Settings(
+            "this store is not available yet".to_owned(),
+        )),
     }
 }
 

@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 
 use super::settings::{
     Admin, AdminToken, AnswerSource, Client, ClientSecret, Condition, Endpoint, Environment,
-    Idempotency, Ledger, Log, LogFormat, OnUnknown, OutcomeRules, Rate, Route, Server, Settings,
-    Signature, SignedPath, Store, Upstream,
+    Idempotency, Ledger, Log, LogFormat, OnUnknown, OutcomeRules, PostgresStore, Rate, Route,
+    Server, Settings, Signature, SignedPath, SqliteStore, Store, Upstream,
 };
 use super::units::{format_duration, format_size};
 use crate::net::TrustedProxies;
@@ -290,6 +290,10 @@ fn show_idempotency(idempotency: &Idempotency) -> Value {
         on_unknown,
         keep,
         resend_age,
+        stale_events: _,
+        possible_duplicate: _,
+        duplicate_window: _,
+        probe: _,
     } = idempotency;
     let on_unknown = match on_unknown {
         OnUnknown::Hold => "hold",
@@ -311,17 +315,56 @@ fn show_ledger(ledger: &Ledger) -> Value {
         time_zone,
         directory,
     } = ledger;
-    let Store::Memory {
-        max_records,
-        max_bytes,
-    } = store;
-    json!({
-        "store": "memory",
-        "max_records": max_records,
-        "max_bytes": format_size(*max_bytes),
-        "time_zone": time_zone,
-        "directory": directory.display().to_string(),
-    })
+    let mut shown = show_store(store);
+    shown["time_zone"] = json!(time_zone);
+    shown["directory"] = json!(directory.display().to_string());
+    shown
+}
+
+fn show_store(store: &Store) -> Value {
+    match store {
+        Store::Memory {
+            max_records,
+            max_bytes,
+        } => json!({
+            "store": "memory",
+            "max_records": max_records,
+            "max_bytes": format_size(*max_bytes),
+        }),
+        Store::Sqlite(store) => {
+            let SqliteStore {
+                path,
+                watermark,
+                require_existing,
+                allow_unsafe_filesystem,
+                holds: _,
+            } = store;
+            json!({
+                "store": "sqlite",
+                "path": path.display().to_string(),
+                "watermark": watermark.display().to_string(),
+                "require_existing": require_existing,
+                "allow_unsafe_filesystem": allow_unsafe_filesystem,
+            })
+        }
+        Store::Postgres(store) => {
+            let PostgresStore {
+                url: _,
+                ca,
+                connections,
+                lease,
+                require_existing,
+            } = store;
+            json!({
+                "store": "postgres",
+                "url": "(secret)",
+                "ca": ca.as_ref().map(|path| path.display().to_string()),
+                "connections": connections,
+                "lease": format_duration(*lease),
+                "require_existing": require_existing,
+            })
+        }
+    }
 }
 
 fn show_log(log: &Log) -> Value {

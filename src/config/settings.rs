@@ -266,6 +266,65 @@ pub struct Idempotency {
     pub keep: Duration,
     /// Authentic calls outside the window are taken up to this age; zero: off.
     pub resend_age: Duration,
+    /// What happens to an order's event that is older than one that was passed on. Order IPNs only.
+    pub stale_events: StaleEvents,
+    /// What happens to a second refund of one payment and amount. Refunds only.
+    pub possible_duplicate: PossibleDuplicate,
+    /// How recent the first refund must be for that.
+    pub duplicate_window: Duration,
+    /// How the backend is asked what became of a call that nobody knows of; none: a person is asked.
+    pub probe: Option<Probe>,
+}
+
+/// What happens to a stale event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StaleEvents {
+    /// Passed on with `X-Tikigate-Stale-Event: true`.
+    Mark,
+    /// Answered with success and not passed on.
+    Drop,
+}
+
+/// What happens to a second refund of one payment and amount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PossibleDuplicate {
+    /// Passed on with `X-Tikigate-Possible-Duplicate: true`.
+    Mark,
+    /// Held for a person.
+    Hold,
+}
+
+/// `[routes.idempotency.probe]`: a GET on the route's backend.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Probe {
+    /// Path, and perhaps a query, in its parts.
+    pub path: Vec<ProbePart>,
+    /// Limit of one look, connecting included.
+    pub timeout: Duration,
+    /// Any of these means that the call was applied. Never empty.
+    pub applied: Vec<ProbeSign>,
+    /// Any of these, and none of the others, means that it was not. May be empty.
+    pub not_applied: Vec<ProbeSign>,
+}
+
+/// A part of a probe's path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProbePart {
+    /// As it is.
+    Text(String),
+    /// The message's idempotency key, percent-encoded: `{key}`.
+    Key,
+    /// A kept field of the message ([`crate::tiki::kept_fields`]), percent-encoded: `{transaction_id}`.
+    Field(String),
+}
+
+/// What a backend's answer to a probe may look like.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProbeSign {
+    /// Its status.
+    pub status: StatusCode,
+    /// What its JSON says; none: the status is enough.
+    pub when: Option<Condition>,
 }
 
 /// What happens to a call whose outcome nobody knows.
@@ -298,6 +357,40 @@ pub enum Store {
         /// Bytes of keys and kept answers at most.
         max_bytes: usize,
     },
+    /// In a file beside the gate.
+    Sqlite(SqliteStore),
+    /// In a database that several gates share.
+    Postgres(PostgresStore),
+}
+
+/// `store = "sqlite"`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SqliteStore {
+    /// The database file.
+    pub path: PathBuf,
+    /// The file that tells whether the database lost something.
+    pub watermark: PathBuf,
+    /// Refuse to start where there is no database yet.
+    pub require_existing: bool,
+    /// Hold routes may rest on a file system that forgets or can't lock (tmpfs, overlay, network).
+    pub allow_unsafe_filesystem: bool,
+    /// Whether any route holds: what the file system must be like depends on it.
+    pub holds: bool,
+}
+
+/// `store = "postgres"`
+#[derive(Clone, Debug)]
+pub struct PostgresStore {
+    /// `postgres://user:password@host:port/database`
+    pub url: Secret,
+    /// Certificates that the server's is checked against; none: the system's.
+    pub ca: Option<PathBuf>,
+    /// Connections at most.
+    pub connections: usize,
+    /// How long an owner that gives no sign of life keeps its claims. Outlasts every `settle_within`.
+    pub lease: Duration,
+    /// Refuse to start where the schema is not there yet.
+    pub require_existing: bool,
 }
 
 /// `[log]`

@@ -11,7 +11,7 @@ use tower::{Service, ServiceExt};
 use crate::client::{BackendAnswer, ConnectionKind};
 use crate::config::{Idempotency, OnUnknown};
 use crate::ledger::{
-    Cause, Claim, ClaimOutcome, Fence, KeptAnswer, LedgerError, Policy, Settlement,
+    Cause, Claim, ClaimOutcome, Fence, Fields, KeptAnswer, LedgerError, Policy, Settlement,
 };
 
 use super::Gate;
@@ -138,7 +138,7 @@ async fn keyed(
     };
     note(&gate.common.ledger_failing, claimed.is_err());
     let fence = match claimed {
-        Ok(ClaimOutcome::Granted(fence)) => fence,
+        Ok(ClaimOutcome::Granted(fence, _)) => fence,
         Ok(other) => return not_granted(other, claimable.standing),
         Err(error) => return Verdict::Shared(Err(ledger_refusal(&error))),
     };
@@ -182,6 +182,9 @@ fn claim(
             .saturating_duration_since(Instant::now())
             + QUIET,
         route: Arc::clone(&claimable.message.plan.name),
+        fields: Fields::default(),
+        request: None,
+        subject: None,
     }
 }
 
@@ -199,7 +202,16 @@ fn not_granted(outcome: ClaimOutcome, standing: Standing) -> Verdict {
             return Verdict::Own(Refusal::OutOfWindow(dated));
         }
         // Granted is the caller's case; Running is another process's.
-        ClaimOutcome::Running(_) | ClaimOutcome::Granted(_) => Refusal::InProgress(Wait::Elsewhere),
+        ClaimOutcome::Dropped(_, kept) => {
+            return Verdict::Shared(Ok(Answer {
+                kept,
+                replayed: false,
+                attempt: None,
+            }));
+        }
+        ClaimOutcome::Running(_) | ClaimOutcome::Granted(..) => {
+            Refusal::InProgress(Wait::Elsewhere)
+        }
     };
     Verdict::Shared(Err(refusal))
 }

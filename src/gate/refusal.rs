@@ -229,7 +229,11 @@ struct Row {
     reasons: &'static [&'static str],
 }
 
-const HOLDS: &[&str] = &["outcome_unknown", "ledger_gap"];
+const HOLDS: &[&str] = &[
+    Hold::ALL[0].as_str(),
+    Hold::ALL[1].as_str(),
+    Hold::ALL[2].as_str(),
+];
 const NONE: &[&str] = &[""];
 
 /// The table of answers. [`Refusal::row`] gives each refusal its row.
@@ -300,8 +304,7 @@ impl Refusal {
             Self::RateLimited(limit, _) => limit.as_str(),
             Self::Overloaded(overload) => overload.as_str(),
             Self::InProgress(wait) => wait.as_str(),
-            Self::OutcomeUnknown(Hold::OutcomeUnknown) => HOLDS[0],
-            Self::OutcomeUnknown(Hold::LedgerGap) => HOLDS[1],
+            Self::OutcomeUnknown(hold) => hold.as_str(),
             Self::UpstreamUnreachable(word) => word,
             Self::UpstreamFailed(fault) => fault.as_str(),
             Self::LedgerUnavailable(fault) => fault.as_str(),
@@ -401,6 +404,7 @@ mod tests {
             Refusal::Overloaded(Overload::Upstream),
             Refusal::InProgress(Wait::Deadline),
             Refusal::OutcomeUnknown(Hold::LedgerGap),
+            Refusal::OutcomeUnknown(Hold::PossibleDuplicate),
             Refusal::UpstreamUnreachable("connect_refused"),
             Refusal::UpstreamTimeout,
             Refusal::UpstreamFailed(UpstreamFault::Reset),

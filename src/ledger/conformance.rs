@@ -105,6 +105,9 @@ pub(super) fn refund(message: &str) -> Claim {
         keep: KEEP,
         may_run_for: MAY_RUN,
         route: "refund".into(),
+        fields: Fields::default(),
+        request: None,
+        subject: None,
     }
 }
 
@@ -171,7 +174,7 @@ impl Fixture {
     /// The fence of a claim that must be granted.
     pub(super) async fn granted(&self, claim: Claim) -> Fence {
         match self.claim(claim).await {
-            ClaimOutcome::Granted(fence) => fence,
+            ClaimOutcome::Granted(fence, _) => fence,
             other => panic!("not granted: {other:?}"),
         }
     }

@@ -5,6 +5,7 @@
 //! its shard, so that a fence finds it without another index.
 
 mod shard;
+mod subjects;
 #[cfg(test)]
 mod tests;
 
@@ -14,18 +15,20 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 
 use super::reply::{ClaimGuard, TakesBack};
 use super::sweep::SweepClock;
-use super::transition::{self, Entry, Moment, Step};
+use super::transition::{self, Entry, Moment, Siblings, Step};
 use super::{
-    Claim, ClaimOutcome, DefineError, Definition, Event, Fence, Filter, KeptAnswer, LIST_LIMIT,
-    Ledger, LedgerError, Owner, PermitError, Record, RecordId, Reply, Resolution, ResolveError,
-    SendPermit, Settled, Settlement, State, Stats, Verdict,
+    Claim, ClaimOutcome, DefineError, Definition, Event, Fence, Filter, KeptAnswer, KeptRequest,
+    LIST_LIMIT, Ledger, LedgerError, Owner, Page, PermitError, Record, RecordId, Reopening, Reply,
+    Resolution, ResolveError, Seen, SendPermit, Settled, Settlement, Sighting, State, Stats,
+    Verdict,
 };
 use crate::clock::Clock;
 use shard::Shard;
+use subjects::{SubjectPlace, Subjects};
 
 /// More than threads that serve, so that they rarely meet.
 const SHARDS: u64 = 64;
@@ -73,6 +76,8 @@ struct Inner {
     sweep_clock: Mutex<SweepClock>,
     next_swept: AtomicUsize,
     namespaces: Mutex<HashMap<Arc<str>, Definition>>,
+    /// Which records are about which subject. Locked before any shard.
+    subjects: Mutex<Subjects>,
     /// The cause while in quarantine; `generation` follows it.
     quarantine: Mutex<Option<String>>,
     /// The ledger's generation, doubled, plus 1 while in quarantine.
@@ -95,6 +100,7 @@ impl MemoryLedger {
                 sweep_clock: Mutex::new(sweep_clock),
                 next_swept: AtomicUsize::new(0),
                 namespaces: Mutex::default(),
+                subjects: Mutex::default(),
                 quarantine: Mutex::default(),
                 generation: AtomicU64::new(0),
             }),
@@ -113,9 +119,9 @@ impl Ledger for MemoryLedger {
 
     fn claim(&self, claim: Claim) -> Reply<Result<ClaimOutcome, LedgerError>> {
         match self.inner.claim(claim) {
-            Ok(ClaimOutcome::Granted(fence)) => {
+            Ok(ClaimOutcome::Granted(fence, marks)) => {
                 let guard = ClaimGuard::new(Arc::clone(&self.inner) as Arc<dyn TakesBack>, fence);
-                Reply::guarded(Ok(ClaimOutcome::Granted(fence)), guard)
+                Reply::guarded(Ok(ClaimOutcome::Granted(fence, marks)), guard)
             }
             other => Reply::ready(other),
         }
@@ -141,8 +147,32 @@ impl Ledger for MemoryLedger {
         Reply::ready(self.inner.home(id).map(|shard| shard.record(id)))
     }
 
-    fn list(&self, filter: Filter) -> Reply<Result<Vec<Record>, LedgerError>> {
+    fn list(&self, filter: Filter) -> Reply<Result<Page, LedgerError>> {
         Reply::waiting(Arc::clone(&self.inner).list(filter))
+    }
+
+    fn request(&self, id: RecordId) -> Reply<Result<Option<KeptRequest>, LedgerError>> {
+        Reply::ready(self.inner.home(id).map(|shard| {
+            let entry = shard.entry(id);
+            entry.and_then(|entry| entry.request.clone())
+        }))
+    }
+
+    fn reopen(&self, reopening: Reopening) -> Reply<Result<Record, ResolveError>> {
+        let moment = self.inner.moment();
+        Reply::ready(self.inner.word(reopening.id, |entry| {
+            transition::reopen(entry, reopening, moment)
+        }))
+    }
+
+    fn sighted(&self, mut sighting: Sighting) -> Reply<Result<Record, ResolveError>> {
+        if let Seen::Applied(answer) = &mut sighting.seen {
+            *answer = detached(answer);
+        }
+        let moment = self.inner.moment();
+        Reply::ready(self.inner.word(sighting.id, |entry| {
+            transition::sighted(entry, sighting, moment)
+        }))
     }
 
     fn events(&self, id: RecordId) -> Reply<Result<Vec<Event>, LedgerError>> {
@@ -199,7 +229,11 @@ impl Inner {
         })
     }
 
-    fn claim(&self, claim: Claim) -> Result<ClaimOutcome, LedgerError> {
+    fn claim(&self, mut claim: Claim) -> Result<ClaimOutcome, LedgerError> {
+        if let Some(request) = &mut claim.request {
+            request.body = bytes::Bytes::copy_from_slice(&request.body);
+            request.headers = copied(&request.headers);
+        }
         let claim = match self.try_claim(claim)? {
             Tried::Outcome(outcome) => return Ok(outcome),
             Tried::NoRoom(claim) => claim,
@@ -215,11 +249,21 @@ impl Inner {
 
     fn try_claim(&self, claim: Claim) -> Result<Tried, LedgerError> {
         let moment = self.moment();
+        // Held over the whole claim: two at once about one subject see each other.
+        let mut subjects = match &claim.subject {
+            Some(_) => Some(lock(&self.subjects)?),
+            None => None,
+        };
         let index = self.hasher.hash_one(&claim.key.message) % SHARDS;
+        let known = self.shard(index)?.find(&claim.key);
+        let siblings = match &subjects {
+            Some(subjects) => self.siblings(subjects, &claim, known, moment.now)?,
+            None => Siblings::default(),
+        };
         let mut shard = self.shard(index)?;
         if let Some(id) = shard.find(&claim.key) {
             let outcome = self.step(&mut shard, id, |entry| {
-                transition::claim_again(entry, &claim, moment)
+                transition::claim_again(entry, &claim, siblings, moment)
             });
             // The key's record is there; were it not, nothing would be run.
             return Ok(Tried::Outcome(outcome.unwrap_or(ClaimOutcome::Unfamiliar)));
@@ -232,7 +276,10 @@ impl Inner {
         }
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let id = RecordId(number * SHARDS + index);
-        let (entry, step) = transition::create(claim, id, moment);
+        if let (Some(subjects), Some(place)) = (&mut subjects, SubjectPlace::of(&claim)) {
+            subjects.entry(place).or_default().push(id);
+        }
+        let (entry, step) = transition::create(claim, id, siblings, moment);
         shard.insert(entry, step.event);
         Ok(Tried::Outcome(step.reply))
     }
@@ -264,22 +311,53 @@ impl Inner {
         if let Verdict::Applied(answer) | Verdict::Rejected(answer) = &mut resolution.verdict {
             *answer = detached(answer);
         }
-        let id = resolution.id;
         let moment = self.moment();
-        let mut shard = self.home(id)?;
-        let resolved = self.step(&mut shard, id, |entry| {
-            match transition::resolve(entry, resolution, moment) {
-                Ok(step) => Step {
-                    reply: Ok(entry.record.clone()),
-                    event: step.event,
-                    changed: step.changed,
-                },
-                Err(error) => Step {
-                    reply: Err(error),
-                    event: None,
-                    changed: false,
-                },
+        self.word(resolution.id, |entry| {
+            transition::resolve(entry, resolution, moment)
+        })
+    }
+
+    /// What other records say about the claim's subject.
+    fn siblings(
+        &self,
+        subjects: &Subjects,
+        claim: &Claim,
+        known: Option<RecordId>,
+        now: SystemTime,
+    ) -> Result<Siblings, LedgerError> {
+        let mut siblings = Siblings::default();
+        let (Some(place), Some(subject)) = (SubjectPlace::of(claim), &claim.subject) else {
+            return Ok(siblings);
+        };
+        for id in subjects.get(&place).into_iter().flatten() {
+            if Some(*id) == known {
+                continue;
             }
+            if let Some(other) = self.home(*id)?.entry(*id) {
+                siblings.add(other, &subject.rule, now);
+            }
+        }
+        Ok(siblings)
+    }
+
+    /// Somebody's word on a record: refused, or carried out and shown.
+    fn word(
+        &self,
+        id: RecordId,
+        word: impl FnOnce(&mut Entry) -> Result<Step<()>, ResolveError>,
+    ) -> Result<Record, ResolveError> {
+        let mut shard = self.home(id)?;
+        let resolved = self.step(&mut shard, id, |entry| match word(entry) {
+            Ok(step) => Step {
+                reply: Ok(entry.record.clone()),
+                event: step.event,
+                changed: step.changed,
+            },
+            Err(error) => Step {
+                reply: Err(error),
+                event: None,
+                changed: false,
+            },
         });
         resolved.unwrap_or(Err(ResolveError::NotFound))
     }
@@ -300,11 +378,12 @@ impl Inner {
     }
 
     /// Walks the numbers in windows: each is one record's, so that the walk is bounded by records.
-    async fn list(self: Arc<Self>, filter: Filter) -> Result<Vec<Record>, LedgerError> {
+    async fn list(self: Arc<Self>, filter: Filter) -> Result<Page, LedgerError> {
         let limit = filter.limit.min(LIST_LIMIT);
         let mut found = Vec::new();
         let mut from = filter.after.map_or(0, |RecordId(id)| id.saturating_add(1));
-        while found.len() < limit {
+        // One more than was asked for tells whether there is more.
+        while limit > 0 && found.len() <= limit {
             let end = from.saturating_add(SCAN_WINDOW * SHARDS);
             let mut window = Vec::new();
             let mut next = None;
@@ -318,8 +397,13 @@ impl Inner {
             from = next;
             tokio::task::yield_now().await; // a long list shares its thread with requests
         }
+        let more = found.len() > limit;
         found.truncate(limit);
-        Ok(found)
+        let next = found.last().map(|record| record.id).filter(|_| more);
+        Ok(Page {
+            records: found,
+            next,
+        })
     }
 
     fn stats(&self) -> Result<Stats, LedgerError> {
@@ -352,6 +436,7 @@ impl Inner {
             while left > 0 {
                 let chunk = left.min(SWEEP_CHUNK);
                 let forgotten = self.shard(index)?.forget(now, chunk);
+                self.forget_subjects(&forgotten)?;
                 for slot in &forgotten {
                     self.records.fetch_sub(1, Ordering::Relaxed);
                     self.bytes.fetch_sub(slot.charge, Ordering::Relaxed);
@@ -363,6 +448,25 @@ impl Inner {
             }
         }
         Ok((limit - left) as u64)
+    }
+
+    fn forget_subjects(&self, forgotten: &[Box<shard::Slot>]) -> Result<(), LedgerError> {
+        let about = |slot: &shard::Slot| SubjectPlace::of_entry(slot.entry());
+        if forgotten.iter().all(|slot| about(slot).is_none()) {
+            return Ok(());
+        }
+        let mut subjects = lock(&self.subjects)?;
+        for slot in forgotten {
+            let Some(place) = about(slot) else { continue };
+            let id = slot.entry().record.id;
+            if let Some(ids) = subjects.get_mut(&place) {
+                ids.retain(|other| *other != id);
+                if ids.is_empty() {
+                    subjects.remove(&place);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn enter_quarantine(&self, cause: String) -> Result<(), LedgerError> {
@@ -452,18 +556,21 @@ fn lock<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>, LedgerError> {
 /// A copy with its own small buffers: body and header values are slices of the connection's read
 /// buffer, which would be kept alive, many times their size, as long as the record.
 fn detached(answer: &KeptAnswer) -> KeptAnswer {
+    KeptAnswer {
+        status: answer.status,
+        headers: copied(&answer.headers),
+        body: bytes::Bytes::copy_from_slice(&answer.body),
+    }
+}
+
+fn copied(headers: &[(HeaderName, HeaderValue)]) -> Vec<(HeaderName, HeaderValue)> {
     let copied = |value: &HeaderValue| {
         let mut copy = HeaderValue::from_bytes(value.as_bytes()).ok()?;
         copy.set_sensitive(value.is_sensitive());
         Some(copy)
     };
-    KeptAnswer {
-        status: answer.status,
-        headers: answer
-            .headers
-            .iter()
-            .map(|(name, value)| (name.clone(), copied(value).unwrap_or_else(|| value.clone())))
-            .collect(),
-        body: bytes::Bytes::copy_from_slice(&answer.body),
-    }
+    let headers = headers.iter();
+    headers
+        .map(|(name, value)| (name.clone(), copied(value).unwrap_or_else(|| value.clone())))
+        .collect()
 }

@@ -62,6 +62,7 @@
 mod amount;
 pub mod diagnosis;
 pub mod envelope;
+mod fields;
 mod freshness;
 mod headers;
 mod json;
@@ -73,6 +74,7 @@ mod signature;
 pub use amount::{Decimal, DecimalError};
 pub use diagnosis::{Case, Cause, Diagnosis, Signed, diagnose};
 pub use envelope::{SUCCESS_BODY, error_body, is_error_body, reads_one_way};
+pub use fields::{fields, kept_fields};
 pub use freshness::{Freshness, Timestamp, Window, age_seconds};
 pub use headers::{Family, HeaderFault, SignatureHeaders, is_client_id, read_headers};
 pub use key::{Identity, KeySpec};

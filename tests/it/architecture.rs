@@ -13,13 +13,20 @@ use sources::{Reference, Sources};
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("tiki", &[]),
     ("clock", &[]),
+    ("failpoint", &[]),
     ("net", &[]),
     ("metrics", &[]),
     ("config", &["tiki", "net"]),
     ("telemetry", &["config"]),
-    ("client", &["config", "metrics", "clock", "net"]),
-    ("store", &["config", "metrics", "clock", "net"]),
-    ("ledger", &["tiki", "clock", "metrics", "store"]),
+    (
+        "client",
+        &["config", "metrics", "clock", "net", "failpoint"],
+    ),
+    ("store", &["config", "metrics", "clock", "net", "failpoint"]),
+    (
+        "ledger",
+        &["tiki", "clock", "metrics", "store", "failpoint"],
+    ),
     (
         "gate",
         &[
@@ -32,6 +39,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "client",
             "store",
             "ledger",
+            "failpoint",
         ],
     ),
     (
@@ -46,6 +54,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "client",
             "store",
             "ledger",
+            "failpoint",
         ],
     ),
     ("admin", &["config", "metrics", "ledger", "outbound"]),
@@ -62,6 +71,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "client",
             "store",
             "ledger",
+            "failpoint",
             "gate",
             "outbound",
             "admin",

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{duration, label};
 use crate::config::problem::Problems;
 use crate::config::schema;
-use crate::config::settings::{Idempotency, OnUnknown};
+use crate::config::settings::{Idempotency, OnUnknown, PossibleDuplicate, StaleEvents};
 use crate::config::tree::Place;
 use crate::config::units::format_duration;
 use crate::config::value::{At, Field};
@@ -89,6 +89,10 @@ fn own(payload: PayloadKind, place: &Place) -> Option<ReadIdempotency> {
             on_unknown: usual_on_unknown(payload),
             keep: 400 * DAY,
             resend_age: Duration::ZERO,
+            stale_events: StaleEvents::Mark,
+            possible_duplicate: PossibleDuplicate::Mark,
+            duplicate_window: DAY,
+            probe: None,
         },
     })
 }
@@ -142,6 +146,10 @@ fn written(
             on_unknown: on_unknown.value,
             keep: keep.value,
             resend_age: resend_age.value,
+            stale_events: StaleEvents::Mark,
+            possible_duplicate: PossibleDuplicate::Mark,
+            duplicate_window: DAY,
+            probe: None,
         },
         namespace,
         on_unknown,

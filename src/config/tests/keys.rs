@@ -74,7 +74,10 @@ fn the_defaults_are_the_documented_ones() {
     let Store::Memory {
         max_records,
         max_bytes,
-    } = ledger.store;
+    } = ledger.store
+    else {
+        panic!("the text says memory")
+    };
     assert_eq!((max_records, max_bytes), (1_000_000, 512 << 20));
     assert_eq!(ledger.time_zone, "Asia/Ho_Chi_Minh");
     assert_eq!(log.level, tracing::level_filters::LevelFilter::INFO);

@@ -8,7 +8,7 @@ use super::*;
 async fn granted_in_the_end(f: &Fixture, claim: Claim) -> Fence {
     for _ in 0..1000 {
         match f.claim(claim.clone()).await {
-            ClaimOutcome::Granted(fence) => return fence,
+            ClaimOutcome::Granted(fence, _) => return fence,
             ClaimOutcome::Running(_) => tokio::time::sleep(Duration::from_millis(1)).await,
             other => panic!("{other:?}"),
         }
@@ -36,7 +36,7 @@ pub(crate) async fn claim_dropped_while_pending_goes_back(open: Open) {
         }
         // It was taken: nobody but its owner may give it back.
         Poll::Ready(outcome) => {
-            assert_is!(outcome, Ok(ClaimOutcome::Granted(_)));
+            assert_is!(outcome, Ok(ClaimOutcome::Granted(..)));
             assert_is!(f.claim(refund("a")).await, ClaimOutcome::Running(_));
         }
     }
@@ -79,7 +79,7 @@ pub(crate) async fn one_of_many_threads_is_granted(open: Open) {
         });
         let granted = outcomes
             .iter()
-            .filter(|outcome| matches!(outcome, ClaimOutcome::Granted(_)));
+            .filter(|outcome| matches!(outcome, ClaimOutcome::Granted(..)));
         assert_eq!(granted.count(), 1);
         let running = outcomes
             .iter()
@@ -98,7 +98,7 @@ pub(crate) async fn threads_never_share_an_attempt(open: Open) {
                 owner,
                 ..refund("a")
             };
-            if let ClaimOutcome::Granted(fence) = ledger.claim(claim).await.unwrap() {
+            if let ClaimOutcome::Granted(fence, _) = ledger.claim(claim).await.unwrap() {
                 attempts.push(fence.attempt);
                 ledger.settle(fence, not_applied()).await.unwrap();
             }

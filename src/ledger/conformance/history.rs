@@ -198,7 +198,7 @@ impl Model {
             if known_only {
                 return assert_is!(outcome, ClaimOutcome::Unfamiliar);
             }
-            let ClaimOutcome::Granted(fence) = outcome else {
+            let ClaimOutcome::Granted(fence, _) = outcome else {
                 panic!("a new key: {outcome:?}");
             };
             assert_eq!((fence.owner, fence.attempt), (owner, 1));
@@ -235,7 +235,7 @@ impl Model {
                 assert_eq!(last, Some(Fate::Running));
                 assert_eq!(fence.attempt, number);
             }
-            ClaimOutcome::Granted(fence) => {
+            ClaimOutcome::Granted(fence, _) => {
                 assert!(told.answer.is_none() && !told.alarmed);
                 assert!(told.attempts.iter().all(freed), "{:?}", told.attempts);
                 assert_eq!((fence.owner, fence.attempt), (owner, number + 1));

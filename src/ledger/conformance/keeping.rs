@@ -4,17 +4,14 @@ use super::*;
 
 fn all() -> Filter {
     Filter {
-        state: None,
-        route: None,
-        query: None,
-        after: None,
         limit: 100,
+        ..Filter::default()
     }
 }
 
 async fn listed(f: &Fixture, filter: Filter) -> Vec<RecordId> {
-    let records = f.ledger.list(filter).await.unwrap();
-    records.into_iter().map(|record| record.id).collect()
+    let page = f.ledger.list(filter).await.unwrap();
+    page.records.into_iter().map(|record| record.id).collect()
 }
 
 pub(crate) async fn done_is_forgotten_after_its_time(open: Open) {

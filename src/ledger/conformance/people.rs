@@ -37,7 +37,7 @@ pub(crate) async fn resolutions_end_an_unknown(open: Open) {
         assert_eq!((&*event.cause, event.by), (causes[number], who));
         match (f.claim(refund(&message)).await, kept) {
             (ClaimOutcome::Done(_, given), Some(kept)) => assert_eq!(given, kept),
-            (ClaimOutcome::Granted(again), None) => assert_eq!(again.attempt, 2),
+            (ClaimOutcome::Granted(again, _), None) => assert_eq!(again.attempt, 2),
             (other, _) => panic!("{other:?}"),
         }
     }
@@ -72,13 +72,10 @@ pub(crate) async fn resolving_compares_before_it_sets(open: Open) {
     f.granted(refund("b")).await;
     f.settled(refund("c"), not_applied()).await;
     let filter = Filter {
-        state: None,
-        route: None,
-        query: None,
-        after: None,
         limit: 10,
+        ..Filter::default()
     };
-    for record in f.ledger.list(filter).await.unwrap() {
+    for record in f.ledger.list(filter).await.unwrap().records {
         assert_is!(f.ledger.resolve(word(&record, applied.clone())).await,
             Err(ResolveError::NotUnknown(state)) if state == record.state);
     }

@@ -38,6 +38,12 @@ pub(super) struct Charge {
     pub(super) after: usize,
 }
 
+impl Slot {
+    pub(super) fn entry(&self) -> &Entry {
+        &self.entry
+    }
+}
+
 /// Records whose message keys hash alike.
 #[derive(Default)]
 pub(super) struct Shard {
@@ -184,7 +190,15 @@ pub(super) fn first_charge(key: &Key) -> usize {
 }
 
 fn charge(record: &Record, events: &EventLog) -> usize {
-    first_charge(&record.key) + record.answer.as_ref().map_or(0, answer_charge) + events.charge()
+    first_charge(&record.key)
+        + fields_charge(record)
+        + record.answer.as_ref().map_or(0, answer_charge)
+        + events.charge()
+}
+
+fn fields_charge(record: &Record) -> usize {
+    let fields = record.fields.0.iter();
+    fields.map(|(name, text)| name.len() + text.len()).sum()
 }
 
 fn answer_charge(answer: &KeptAnswer) -> usize {
@@ -194,10 +208,15 @@ fn answer_charge(answer: &KeptAnswer) -> usize {
     answer.body.len() + headers.sum::<usize>()
 }
 
+/// Whether a filter lets a record through.
 fn passes(record: &Record, filter: &Filter) -> bool {
+    let created = record.created_at;
     filter.state.is_none_or(|state| record.state == state)
         && (filter.route.as_deref()).is_none_or(|route| *record.route == *route)
         && (filter.query.as_deref()).is_none_or(|query| record.key.message.contains(query))
+        && (filter.reference.as_deref()).is_none_or(|text| record.fields.mentions(text))
+        && filter.created_from.is_none_or(|from| created >= from)
+        && filter.created_until.is_none_or(|until| created < until)
 }
 
 fn index(

@@ -13,9 +13,10 @@ use http::StatusCode;
 use tikigate::admin::{self, AdminSettings, Control, Limits, Phase, Readiness};
 use tikigate::config::{AdminToken, Secret};
 use tikigate::ledger::{
-    Claim, ClaimOutcome, DefineError, Definition, Event, Fence, Filter, Fingerprint, KeptAnswer,
-    Key, Ledger, LedgerError, Owner, PermitError, Policy, Record, RecordId, Reply, Resolution,
-    ResolveError, SendPermit, Settled, Settlement, State, Stats, Verdict,
+    Claim, ClaimOutcome, DefineError, Definition, Event, Fence, Fields, Filter, Fingerprint,
+    KeptAnswer, KeptRequest, Key, Ledger, LedgerError, Marks, Owner, Page, PermitError, Policy,
+    Record, RecordId, Reopening, Reply, Resolution, ResolveError, SendPermit, Settled, Settlement,
+    Sighting, State, Stats, Verdict,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -95,6 +96,10 @@ impl Table {
                 headers: Vec::new(),
                 body: Bytes::from("x".repeat(20_000)),
             }),
+            fields: Fields::default(),
+            marks: Marks::default(),
+            hold: None,
+            declared: false,
         };
         let events = vec![
             event(1, State::Claimed, "claimed".into()),
@@ -215,7 +220,17 @@ impl Ledger for Table {
         })
     }
 
-    fn list(&self, filter: Filter) -> Reply<Result<Vec<Record>, LedgerError>> {
+    fn request(&self, _: RecordId) -> Reply<Result<Option<KeptRequest>, LedgerError>> {
+        unimplemented!()
+    }
+    fn reopen(&self, _: Reopening) -> Reply<Result<Record, ResolveError>> {
+        unimplemented!()
+    }
+    fn sighted(&self, _: Sighting) -> Reply<Result<Record, ResolveError>> {
+        unimplemented!()
+    }
+
+    fn list(&self, filter: Filter) -> Reply<Result<Page, LedgerError>> {
         self.reply(|| {
             let rows = self.rows.lock().unwrap();
             let chosen = rows.iter().map(|(record, _)| record).filter(|record| {
@@ -230,7 +245,11 @@ impl Ledger for Table {
                         .is_none_or(|q| record.key.message.contains(q))
                     && filter.after.is_none_or(|after| record.id > after)
             });
-            Ok(chosen.take(filter.limit).cloned().collect())
+            let mut records: Vec<_> = chosen.take(filter.limit + 1).cloned().collect();
+            let more = records.len() > filter.limit;
+            records.truncate(filter.limit);
+            let next = records.last().map(|last| last.id).filter(|_| more);
+            Ok(Page { records, next })
         })
     }
 

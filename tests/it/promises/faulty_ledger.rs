@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use tikigate::clock::Clock;
 use tikigate::ledger::{
-    Claim, ClaimOutcome, DefineError, Definition, Event, Fence, Filter, Ledger, LedgerError,
-    MemoryLedger, MemoryLimits, Owner, PermitError, Record, RecordId, Reply, Resolution,
-    ResolveError, SendPermit, Settled, Settlement, Stats,
+    Claim, ClaimOutcome, DefineError, Definition, Event, Fence, Filter, KeptRequest, Ledger,
+    LedgerError, MemoryLedger, MemoryLimits, Owner, Page, PermitError, Record, RecordId, Reopening,
+    Reply, Resolution, ResolveError, SendPermit, Settled, Settlement, Sighting, Stats,
 };
 use tokio::sync::watch;
 
@@ -194,8 +194,20 @@ impl Ledger for FaultyLedger {
         self.inner.get(id)
     }
 
-    fn list(&self, filter: Filter) -> Reply<Result<Vec<Record>, LedgerError>> {
+    fn list(&self, filter: Filter) -> Reply<Result<Page, LedgerError>> {
         self.inner.list(filter)
+    }
+
+    fn request(&self, id: RecordId) -> Reply<Result<Option<KeptRequest>, LedgerError>> {
+        self.inner.request(id)
+    }
+
+    fn reopen(&self, reopening: Reopening) -> Reply<Result<Record, ResolveError>> {
+        self.inner.reopen(reopening)
+    }
+
+    fn sighted(&self, sighting: Sighting) -> Reply<Result<Record, ResolveError>> {
+        self.inner.sighted(sighting)
     }
 
     fn events(&self, id: RecordId) -> Reply<Result<Vec<Event>, LedgerError>> {

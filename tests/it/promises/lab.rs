@@ -117,13 +117,11 @@ impl Lab {
     /// The record of a message's key.
     pub(super) async fn record(&self, message_key: &str) -> Option<Record> {
         let filter = Filter {
-            state: None,
-            route: None,
             query: Some(message_key.to_owned()),
-            after: None,
             limit: 2,
+            ..Filter::default()
         };
-        let mut records = self.ledger.list(filter).await.unwrap();
+        let mut records = self.ledger.list(filter).await.unwrap().records;
         assert!(records.len() < 2, "{records:?}");
         records.pop()
     }

@@ -219,13 +219,11 @@ impl TestGate {
     /// The only record of a message's key, if there is one.
     pub(crate) async fn record(&self, message_key: &str) -> Option<Record> {
         let filter = Filter {
-            state: None,
-            route: None,
             query: Some(message_key.to_owned()),
-            after: None,
             limit: 100,
+            ..Filter::default()
         };
-        let records = self.ledger.list(filter).await.unwrap();
+        let records = self.ledger.list(filter).await.unwrap().records;
         let mut exact = records
             .into_iter()
             .filter(|record| &*record.key.message == message_key);
