@@ -18,6 +18,8 @@ mod ledger_api;
 pub mod token;
 mod view;
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +27,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::AdminToken;
-use crate::ledger::{Ledger, Stats};
+use crate::ledger::{Ledger, RecordId, State, Stats};
 
 /// What the admin listener may tell of the gate and ask of it.
 pub trait Control: Send + Sync + 'static {
@@ -37,6 +39,37 @@ pub trait Control: Send + Sync + 'static {
 
     /// Every metric in Prometheus' text format. `ledger` is `None` while the ledger doesn't answer.
     fn render_metrics(&self, ledger: Option<&Stats>) -> String;
+
+    /// Sends the kept call of a released record to the backend now, as Tiki's next re-send would
+    /// be, and resolves when its outcome is recorded. Dropping the future does not stop what was
+    /// begun.
+    fn send_now(&self, id: RecordId) -> SendingNow;
+}
+
+/// What [`Control::send_now`] comes to, on its way.
+pub type SendingNow = Pin<Box<dyn Future<Output = Result<SendNow, SendNowError>> + Send>>;
+
+/// What a call that was sent by a person's word came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SendNow {
+    /// The status that Tiki would have been given.
+    pub status: u16,
+    /// Where the record stands now.
+    pub state: State,
+}
+
+/// Why a call was not sent by a person's word. Nothing was sent in any of these cases.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendNowError {
+    /// The ledger keeps no call for the record: Tiki has to send it again.
+    #[error("the ledger keeps no call for this record: it goes out when Tiki sends it again")]
+    NoRequest,
+    /// Only a released record is sent.
+    #[error("only a released record is sent; this one is {}", .0.as_str())]
+    NotReleased(State),
+    /// It can't be sent now, and why.
+    #[error("it can't be sent now: {0}")]
+    Unavailable(String),
 }
 
 /// Whether the gate takes calls.

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, AdminSettings, Readiness};
+use crate::admin::{self, AdminSettings, Readiness, SendNowError, SendingNow};
 use crate::config::Settings;
 use crate::gate::Common;
-use crate::ledger::{Ledger, State, Stats};
+use crate::ledger::{Ledger, RecordId, State, Stats};
 use crate::metrics::{LedgerFigures, Metrics, StateFigures};
 use crate::server;
 
@@ -110,6 +110,13 @@ impl admin::Control for Control {
         let connections = &self.metrics.sources().connections;
         connections.store(self.connections.connections(), Ordering::Relaxed);
         self.metrics.render(&figures(ledger))
+    }
+
+    fn send_now(&self, _: RecordId) -> SendingNow {
+        let why = "this gate can't send by itself yet; the call goes out when Tiki sends it again";
+        Box::pin(std::future::ready(Err(SendNowError::Unavailable(
+            why.to_owned(),
+        ))))
     }
 }
 

@@ -10,7 +10,9 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::StatusCode;
-use tikigate::admin::{self, AdminSettings, Control, Limits, Phase, Readiness};
+use tikigate::admin::{
+    self, AdminSettings, Control, Limits, Phase, Readiness, SendNowError, SendingNow,
+};
 use tikigate::config::{AdminToken, Secret};
 use tikigate::ledger::{
     Claim, ClaimOutcome, DefineError, Definition, Event, Fence, Fields, Filter, Fingerprint,
@@ -311,6 +313,10 @@ impl Control for Hand {
             Some(stats) => format!("records {:?}\n", stats.records),
             None => "no ledger\n".to_owned(),
         }
+    }
+
+    fn send_now(&self, _: RecordId) -> SendingNow {
+        Box::pin(std::future::ready(Err(SendNowError::NoRequest)))
     }
 }
 
