@@ -3,6 +3,16 @@
 //! Without the feature `failpoints` nothing of this is compiled into the program: [`reach`] is empty.
 //! With it, `TIKIGATE_FAILPOINT=name=action[@n]` arms one step, for its n-th passing (from 1):
 //! `kill` ends the process at once as `kill -9` does, `stop` stops it as SIGSTOP does.
+//!
+//! | step of an attempt | where it stands |
+//! |---|---|
+//! | `before_claim` | the message is known to be good; the ledger was not asked yet |
+//! | `after_claim` | the claim is durable, nothing was sent |
+//! | `before_first_byte` | connected, and the claim was checked once more |
+//! | `after_first_byte` | the request was written to the backend's connection, or a part of it |
+//! | `after_answer` | the backend's whole answer is here, not recorded |
+//! | `before_record`, `after_record` | around recording what became of it |
+//! | `before_reply`, `after_reply` | around writing an answer to the caller: any answer, refusals too |
 
 /// Passes a step.
 #[inline]

@@ -13,6 +13,8 @@ use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
 
+use crate::failpoint;
+
 use super::pool::Link;
 use super::stream::Meter;
 
@@ -141,8 +143,13 @@ pub(super) async fn exchange(
     limit: usize,
 ) -> Result<BackendAnswer, SendFault> {
     let mut response = pin!(link.sender.send_request(request));
+    let mut begun = false;
     let response = poll_fn(|cx| {
         link.drive(cx);
+        if !begun && link.meter.written() > 0 {
+            begun = true;
+            failpoint::reach("after_first_byte");
+        }
         response.as_mut().poll(cx)
     })
     .await

@@ -10,6 +10,7 @@ use tower::{Service, ServiceExt};
 
 use crate::client::{BackendAnswer, ConnectionKind};
 use crate::config::{Idempotency, OnUnknown};
+use crate::failpoint;
 use crate::ledger::{
     Cause, Claim, ClaimOutcome, Fence, Fields, KeptAnswer, LedgerError, Policy, Settlement,
 };
@@ -126,6 +127,7 @@ async fn keyed(
         return Verdict::Own(Refusal::LedgerUnavailable(LedgerFault::Failed));
     };
     let claim = claim(gate, claimable, identity, rule, deadlines);
+    failpoint::reach("before_claim");
     // Nothing may be sent after Tiki's deadline, and a claim whose reply is dropped is released.
     let claimed = unless_given_up(gate, gate.common.ledger.claim(claim));
     let claimed = match tokio::time::timeout_at(deadlines.send_by, claimed).await {
@@ -142,6 +144,7 @@ async fn keyed(
         Ok(other) => return not_granted(other, claimable.standing),
         Err(error) => return Verdict::Shared(Err(ledger_refusal(&error))),
     };
+    failpoint::reach("after_claim");
     let _ = message.facts.attempt.set(fence.attempt);
     let guard = ClaimGuard::new(gate, &message.facts, fence);
     let sending = Sending {
@@ -151,8 +154,13 @@ async fn keyed(
         deadlines,
     };
     let sent = send(gate, message, Some(identity), sending).await;
+    if sent.is_ok() {
+        failpoint::reach("after_answer");
+    }
     let understood = understand(message, sent, fence.attempt);
+    failpoint::reach("before_record");
     let recorded = record(gate, &message.facts, fence, understood.settlement).await;
+    failpoint::reach("after_record");
     guard.disarm();
     match recorded {
         Ok(()) => Verdict::Shared(understood.answer),

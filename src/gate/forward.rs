@@ -15,6 +15,7 @@ use tower::limit::{ConcurrencyLimit, GlobalConcurrencyLimitLayer};
 use tower::{Layer, Service};
 
 use crate::client::{BackendAnswer, ConnectionKind, SendFaultKind, Sent, Upstream};
+use crate::failpoint;
 use crate::ledger::{Fence, Ledger, LedgerError, PermitError};
 use crate::tiki::PayloadKind;
 
@@ -124,6 +125,7 @@ async fn send(upstream: Upstream, outgoing: Outgoing) -> Result<BackendAnswer, F
     if let Some(running) = &outgoing.running {
         running.reach(Stage::Sending);
     }
+    failpoint::reach("before_first_byte");
     let sent = reserved.send(outgoing.request, outgoing.settle_by, outgoing.answer_limit);
     sent.await
         .map_err(|fault| match (fault.sent, outgoing.kind) {

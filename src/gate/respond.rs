@@ -13,6 +13,7 @@ use http_body_util::Full;
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
+use crate::failpoint;
 use crate::tiki;
 
 use super::answer::Answer;
@@ -90,7 +91,9 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        Poll::Ready(Ok(match ready!(this.inner.poll(cx)) {
+        let ended = ready!(this.inner.poll(cx));
+        failpoint::reach("before_reply");
+        Poll::Ready(Ok(match ended {
             Ok(answer) => answered(this.facts, answer),
             Err(refusal) => {
                 let body_read = this.facts.body_size.get().is_some();

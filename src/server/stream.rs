@@ -14,6 +14,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use crate::failpoint;
+
 use super::Limits;
 
 /// How long a closed connection waits for its caller to read the last answer and close.
@@ -187,6 +189,7 @@ impl Activity {
         match (self.phase(), outcome) {
             (Phase::Answering | Phase::Stuck, Poll::Ready(Ok(()))) => {
                 self.set(Phase::Idle, Instant::now());
+                failpoint::reach("after_reply");
             }
             (Phase::Answering, Poll::Pending) => self.set(Phase::Stuck, Instant::now()),
             _ => {}

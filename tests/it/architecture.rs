@@ -58,7 +58,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("admin", &["config", "metrics", "ledger", "outbound"]),
-    ("server", &["config", "net", "metrics"]),
+    ("server", &["config", "net", "metrics", "failpoint"]),
     (
         "app",
         &[
