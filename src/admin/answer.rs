@@ -47,6 +47,14 @@ pub(super) enum Fault {
     NotUnknown(State),
     /// The record raised an alarm and is never released again.
     NoFurtherRelease,
+    /// Only somebody's word is taken back; this is the backend's answer, or nobody's word.
+    NotDeclared,
+    /// The record was never sent: a look at the backend says nothing of it.
+    NeverSent,
+    /// There is no quarantine to lift.
+    NotQuarantined,
+    /// The quarantine is not the one that the caller saw; this is its cause.
+    OtherQuarantine(String),
     /// The ledger failed or didn't answer in time.
     LedgerUnavailable,
 }
@@ -63,7 +71,11 @@ impl Fault {
             Fault::Conflict(_)
             | Fault::MayStillRun(_)
             | Fault::NotUnknown(_)
-            | Fault::NoFurtherRelease => StatusCode::CONFLICT,
+            | Fault::NoFurtherRelease
+            | Fault::NotDeclared
+            | Fault::NeverSent
+            | Fault::NotQuarantined
+            | Fault::OtherQuarantine(_) => StatusCode::CONFLICT,
             Fault::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Fault::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Fault::ForbiddenHost => StatusCode::MISDIRECTED_REQUEST,
@@ -84,10 +96,13 @@ impl Fault {
             Fault::BodyTimeout => "body_timeout",
             Fault::Malformed(_) => "malformed",
             Fault::ReasonRequired => "reason_required",
-            Fault::Conflict(_) => "conflict",
+            Fault::Conflict(_) | Fault::OtherQuarantine(_) => "conflict",
             Fault::MayStillRun(_) => "may_still_run",
             Fault::NotUnknown(_) => "not_unknown",
             Fault::NoFurtherRelease => "no_further_release",
+            Fault::NotDeclared => "not_declared",
+            Fault::NeverSent => "never_sent",
+            Fault::NotQuarantined => "not_quarantined",
             Fault::LedgerUnavailable => "ledger_unavailable",
         }
     }
@@ -123,6 +138,17 @@ impl Fault {
                  the record can't be released"
                     .to_owned()
             }
+            Fault::NotDeclared => {
+                "this record does not rest on somebody's word, which alone can be taken back"
+                    .to_owned()
+            }
+            Fault::NeverSent => {
+                "this record was never sent: a look at the backend says nothing of it".to_owned()
+            }
+            Fault::NotQuarantined => "the ledger is not in quarantine".to_owned(),
+            Fault::OtherQuarantine(cause) => {
+                format!("the quarantine is not the one that was seen; its cause is now: {cause}")
+            }
             Fault::LedgerUnavailable => {
                 "the ledger is unavailable; look again before you decide what it did".to_owned()
             }
@@ -135,6 +161,7 @@ impl Fault {
             Fault::Conflict(record) => Some(("record", view::summary(record))),
             Fault::MayStillRun(until) => Some(("until", view::time(*until))),
             Fault::NotUnknown(state) => Some(("state", Value::from(state.as_str()))),
+            Fault::OtherQuarantine(cause) => Some(("cause", Value::from(cause.as_str()))),
             _ => None,
         }
     }

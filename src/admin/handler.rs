@@ -33,6 +33,9 @@ enum Place {
     Records,
     Record(RecordId),
     Resolve(RecordId),
+    Reopen(RecordId),
+    Quarantine,
+    LiftQuarantine,
     Drain,
 }
 
@@ -89,6 +92,18 @@ impl Desk {
             Place::Resolve(id) => {
                 let body = self.change(request).await?;
                 ledger_api::resolve(self, id, &holder, &body).await
+            }
+            Place::Reopen(id) => {
+                let body = self.change(request).await?;
+                ledger_api::reopen(self, id, &holder, &body).await
+            }
+            Place::Quarantine => {
+                require_read(request.method())?;
+                ledger_api::quarantine(self).await
+            }
+            Place::LiftQuarantine => {
+                let body = self.change(request).await?;
+                ledger_api::lift_quarantine(self, &holder, &body).await
             }
             Place::Drain => {
                 let body = self.change(request).await?;
@@ -170,12 +185,16 @@ fn find(path: &str) -> Result<Place, Fault> {
         "/readyz" => return Ok(Place::Ready),
         "/metrics" => return Ok(Place::Metrics),
         "/api/ledger" => return Ok(Place::Records),
+        "/api/ledger/quarantine" => return Ok(Place::Quarantine),
+        "/api/ledger/quarantine/lift" => return Ok(Place::LiftQuarantine),
         "/api/drain" => return Ok(Place::Drain),
         _ => {}
     }
     let record = path.strip_prefix("/api/ledger/").ok_or(Fault::NotFound)?;
-    let (id, place): (_, fn(RecordId) -> Place) = match record.strip_suffix("/resolve") {
-        Some(id) => (id, Place::Resolve),
+    let (id, place): (_, fn(RecordId) -> Place) = match record.split_once('/') {
+        Some((id, "resolve")) => (id, Place::Resolve),
+        Some((id, "reopen")) => (id, Place::Reopen),
+        Some(_) => return Err(Fault::NoSuchRecord),
         None => (record, Place::Record),
     };
     id.parse().map(place).map_err(|()| Fault::NoSuchRecord)
@@ -203,6 +222,15 @@ fn ready(readiness: &Readiness) -> Answer {
 }
 
 fn readiness_json(readiness: &Readiness) -> Value {
-    let Readiness { phase, degraded } = readiness;
-    json!({ "ready": readiness.is_ready(), "state": phase.as_str(), "degraded": degraded })
+    let Readiness {
+        phase,
+        unready,
+        degraded,
+    } = readiness;
+    json!({
+        "ready": readiness.is_ready(),
+        "state": phase.as_str(),
+        "unready": unready,
+        "degraded": degraded,
+    })
 }

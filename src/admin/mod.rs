@@ -4,7 +4,9 @@
 //! connection   at most `Limits::connections`; a new one displaces the oldest idle one; every phase has a limit
 //! ── open      GET /livez   GET /readyz   GET /metrics
 //! ── /api      a known Host · no Origin on changes · a bearer token · JSON on changes, read under a limit
-//!              GET /api/ledger   GET /api/ledger/{id}   POST /api/ledger/{id}/resolve   POST /api/drain
+//!              GET /api/ledger   GET /api/ledger/{id}   GET /api/ledger/quarantine
+//!              POST /api/ledger/{id}/resolve   POST /api/ledger/{id}/reopen
+//!              POST /api/ledger/quarantine/lift   POST /api/drain
 //! ```
 //!
 //! The backend shares the loopback with this listener and a browser can be led to it, so the API trusts
@@ -77,15 +79,19 @@ pub enum SendNowError {
 pub struct Readiness {
     /// Where the gate is in its life.
     pub phase: Phase,
-    /// What is in trouble, one short sentence each. Doesn't make the gate unready: a backend or a
-    /// store in trouble is answered by the gate's own 503s, and leaving the load balancer helps nobody.
+    /// Trouble of this gate's own, such as of a store that no other gate uses: another one may do
+    /// better, so that calls should go there. One short sentence, with what to do.
+    pub unready: Option<String>,
+    /// What else is in trouble, one short sentence each. Doesn't make the gate unready: a backend or
+    /// a shared store in trouble is answered by the gate's own 503s, and leaving the load balancer
+    /// helps nobody.
     pub degraded: Vec<String>,
 }
 
 impl Readiness {
     /// Whether a load balancer should send calls here.
     pub fn is_ready(&self) -> bool {
-        self.phase == Phase::Serving
+        self.phase == Phase::Serving && self.unready.is_none()
     }
 }
 
@@ -137,6 +143,9 @@ pub struct Limits {
     pub body: usize,
     /// How long the ledger may take to answer.
     pub ledger_within: Duration,
+    /// How long an answer waits for a call that is sent by a person's word. Shorter than
+    /// [`Limits::connection_lifetime`]; the call itself goes on.
+    pub send_within: Duration,
     /// After this a connection is closed, whatever it does: the bound on a peer that reads slowly.
     pub connection_lifetime: Duration,
     /// How long a connection that is being closed may take to finish its answer.
@@ -151,6 +160,7 @@ impl Default for Limits {
             body_within: Duration::from_secs(5),
             body: 16 * 1024,
             ledger_within: Duration::from_secs(5),
+            send_within: Duration::from_secs(40),
             connection_lifetime: Duration::from_secs(60),
             close_within: Duration::from_secs(2),
         }

@@ -14,6 +14,7 @@ use crate::metrics::{LedgerFigures, Metrics, StateFigures};
 use crate::server;
 
 use super::drain::Life;
+use super::readiness::{QuarantineSeen, readiness};
 
 /// Between two looks for records whose time is over.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
@@ -27,6 +28,7 @@ pub(super) struct Control {
     pub(super) ledger: Arc<dyn Ledger>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) connections: Arc<server::Shared>,
+    pub(super) quarantine: Arc<QuarantineSeen>,
 }
 
 impl Control {
@@ -55,6 +57,8 @@ impl Control {
             Arc::clone(&control) as Arc<dyn admin::Control>,
             stop_admin.clone(),
         ));
+        let seen = Arc::clone(&control.quarantine);
+        let looking = tokio::spawn(seen.keep_looking(Arc::clone(&control.ledger)));
         let sweeping = tokio::spawn(sweep(Arc::clone(&control.ledger)));
         let life = Arc::clone(&control.life);
         let server = &settings.server;
@@ -67,6 +71,7 @@ impl Control {
         )
         .await;
         sweeping.abort();
+        looking.abort();
         stop_admin.cancel();
         let _ = admin.await;
     }
@@ -91,10 +96,12 @@ async fn sweep(ledger: Arc<dyn Ledger>) {
 
 impl admin::Control for Control {
     fn readiness(&self) -> Readiness {
-        Readiness {
-            phase: self.life.phase(),
-            degraded: self.common.degraded(),
-        }
+        readiness(
+            self.life.phase(),
+            self.common.degraded(),
+            self.ledger.trouble(),
+            self.quarantine.cause(),
+        )
     }
 
     fn start_drain(&self, by: &str) {

@@ -10,6 +10,7 @@
 
 mod control;
 mod drain;
+mod readiness;
 
 use std::io;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::telemetry::{self, LogHandle};
 
 use control::Control;
 use drain::Life;
+use readiness::QuarantineSeen;
 
 /// A running gate.
 pub struct App {
@@ -118,6 +120,7 @@ impl App {
             ledger: Arc::clone(&ledger),
             metrics,
             connections,
+            quarantine: Arc::new(QuarantineSeen::default()),
         };
         let admin_settings = AdminSettings {
             tokens,

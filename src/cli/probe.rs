@@ -14,8 +14,8 @@ use super::{exit, terminal};
 /// Ask a running gate whether it is alive or ready; exits with 0 if so, with 1 if not
 ///
 /// `live` asks whether the process answers at all. `ready` asks whether it takes calls: it doesn't
-/// while it starts or drains. Trouble of the backend or the ledger is shown, but does not make the
-/// gate unready.
+/// while it starts or drains, or while its own ledger's store is in trouble. Trouble of the backend
+/// or of a ledger that several gates share is shown, but does not make the gate unready.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     tikigate probe live\n  \
@@ -78,6 +78,8 @@ fn foreign(status: StatusCode) -> Failure {
 pub(super) struct Readiness {
     pub(super) ready: bool,
     pub(super) state: String,
+    /// Trouble of its own that makes it unready.
+    unready: Option<String>,
     degraded: Vec<String>,
 }
 
@@ -95,6 +97,7 @@ impl Readiness {
         Some(Self {
             ready: body["ready"].as_bool()?,
             state: terminal::escape(body["state"].as_str()?),
+            unready: body["unready"].as_str().map(terminal::escape),
             degraded: degraded
                 .iter()
                 .filter_map(Value::as_str)
@@ -106,6 +109,9 @@ impl Readiness {
     fn tell(&self, out: &mut dyn Write) -> Result<u8, Failure> {
         let answer = if self.ready { "ready" } else { "not ready" };
         writeln!(out, "{answer}: {}", self.state)?;
+        if let Some(trouble) = &self.unready {
+            writeln!(out, "unready: {trouble}")?;
+        }
         for trouble in &self.degraded {
             writeln!(out, "degraded: {trouble}")?;
         }

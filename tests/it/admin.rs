@@ -4,6 +4,7 @@
 mod bounds;
 mod commands;
 mod gate;
+mod people;
 
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ fn probes_and_metrics_are_open() {
     assert_eq!(ready.status, 200);
     assert_eq!(
         ready.json(),
-        json!({ "ready": true, "state": "serving", "degraded": [] })
+        json!({ "ready": true, "state": "serving", "unready": null, "degraded": [] })
     );
 
     gate.table.add("refund", "k", State::Unknown);
@@ -58,7 +59,7 @@ fn probes_and_metrics_are_open() {
 }
 
 #[test]
-fn trouble_is_named_and_only_starting_and_draining_are_not_ready() {
+fn trouble_is_named_and_only_that_of_the_gates_own_store_makes_it_unready() {
     let gate = Gate::start();
     gate.hand
         .set(Phase::Serving, &["upstream legacy: breaker open"]);
@@ -71,10 +72,20 @@ fn trouble_is_named_and_only_starting_and_draining_are_not_ready() {
         assert_eq!(ready.status, 503);
         assert_eq!(
             ready.json(),
-            json!({ "ready": false, "state": state, "degraded": [] })
+            json!({ "ready": false, "state": state, "unready": null, "degraded": [] })
         );
         assert_eq!(gate.call("GET /livez", &[], "").status, 200);
     }
+    gate.hand.set(Phase::Serving, &["upstream legacy"]);
+    gate.hand.set_unready("ledger: the disk is full");
+    let ready = gate.call("GET /readyz", &[], "");
+    assert_eq!(ready.status, 503);
+    assert_eq!(
+        ready.json(),
+        json!({ "ready": false, "state": "serving", "unready": "ledger: the disk is full",
+                "degraded": ["upstream legacy"] })
+    );
+    assert_eq!(gate.call("GET /livez", &[], "").status, 200);
 }
 
 #[test]

@@ -281,6 +281,16 @@ fn probes_tell_by_their_exit_code() {
         (out.as_str(), result.unwrap()),
         ("not ready: starting\n", exit::FAILURE)
     );
+    gate.hand.set(Phase::Serving, &[]);
+    gate.hand.set_unready("ledger: the disk is full");
+    let (out, result) = ask(&gate, &["probe", "ready"]);
+    assert_eq!(
+        (out.as_str(), result.unwrap()),
+        (
+            "not ready: serving\nunready: ledger: the disk is full\n",
+            exit::FAILURE
+        )
+    );
 }
 
 #[test]

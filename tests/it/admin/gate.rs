@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::StatusCode;
 use tikigate::admin::{
-    self, AdminSettings, Control, Limits, Phase, Readiness, SendNowError, SendingNow,
+    self, AdminSettings, Control, Limits, Phase, Readiness, SendNow, SendNowError, SendingNow,
 };
 use tikigate::config::{AdminToken, Secret};
 use tikigate::ledger::{
@@ -43,6 +43,11 @@ pub(crate) struct Table {
     rows: Mutex<Vec<(Record, Vec<Event>)>>,
     mode: Mutex<Mode>,
     may_run_until: Mutex<Option<SystemTime>>,
+    quarantine: Mutex<Option<String>>,
+    /// Who lifted it, and why.
+    lifted: Mutex<Option<(String, String)>>,
+    /// Rows that one page looks at.
+    looked_at: AtomicUsize,
 }
 
 impl Table {
@@ -51,7 +56,24 @@ impl Table {
             rows: Mutex::default(),
             mode: Mutex::new(Mode::Works),
             may_run_until: Mutex::default(),
+            quarantine: Mutex::default(),
+            lifted: Mutex::default(),
+            looked_at: AtomicUsize::new(usize::MAX),
         }
+    }
+
+    /// From now on one page looks at so many rows at most, so that it may be short or empty.
+    pub(crate) fn look_at(&self, rows: usize) {
+        self.looked_at.store(rows, Ordering::SeqCst);
+    }
+
+    pub(crate) fn quarantine_for(&self, cause: &str) {
+        *self.quarantine.lock().unwrap() = Some(cause.to_owned());
+    }
+
+    /// Who lifted the quarantine, and why.
+    pub(crate) fn lifted(&self) -> Option<(String, String)> {
+        self.lifted.lock().unwrap().clone()
     }
 
     pub(crate) fn set_mode(&self, mode: Mode) {
@@ -170,12 +192,35 @@ impl Table {
             Verdict::Applied(answer) | Verdict::Rejected(answer) => (State::Done, Some(answer)),
         };
         record.version += 1;
+        record.declared = true;
         events.push(Event {
             at: changed_at(),
             attempt: record.attempt,
             state: record.state,
             cause: "resolved".into(),
             by: Some((resolution.by, resolution.reason)),
+        });
+        Ok(record.clone())
+    }
+
+    fn take_back(&self, reopening: Reopening) -> Result<Record, ResolveError> {
+        let mut rows = self.rows.lock().unwrap();
+        let row = rows.iter_mut().find(|(row, _)| row.id == reopening.id);
+        let (record, events) = row.ok_or(ResolveError::NotFound)?;
+        if reopening.expected != (record.state, record.attempt, record.version) {
+            return Err(ResolveError::Changed(Box::new(record.clone())));
+        }
+        if !record.declared {
+            return Err(ResolveError::NotDeclared);
+        }
+        (record.state, record.answer, record.declared) = (State::Unknown, None, false);
+        record.version += 1;
+        events.push(Event {
+            at: changed_at(),
+            attempt: record.attempt,
+            state: record.state,
+            cause: "reopened".into(),
+            by: Some((reopening.by, reopening.reason)),
         });
         Ok(record.clone())
     }
@@ -203,11 +248,18 @@ impl Ledger for Table {
     fn enter_quarantine(&self, _: String) -> Reply<Result<(), LedgerError>> {
         unimplemented!()
     }
-    fn lift_quarantine(&self, _: String, _: String) -> Reply<Result<(), LedgerError>> {
-        unimplemented!()
+
+    fn lift_quarantine(&self, by: String, reason: String) -> Reply<Result<(), LedgerError>> {
+        self.reply(|| {
+            if self.quarantine.lock().unwrap().take().is_some() {
+                *self.lifted.lock().unwrap() = Some((by, reason));
+            }
+            Ok(())
+        })
     }
+
     fn quarantine(&self) -> Reply<Result<Option<String>, LedgerError>> {
-        unimplemented!()
+        self.reply(|| Ok(self.quarantine.lock().unwrap().clone()))
     }
 
     fn resolve(&self, resolution: Resolution) -> Reply<Result<Record, ResolveError>> {
@@ -225,8 +277,8 @@ impl Ledger for Table {
     fn request(&self, _: RecordId) -> Reply<Result<Option<KeptRequest>, LedgerError>> {
         unimplemented!()
     }
-    fn reopen(&self, _: Reopening) -> Reply<Result<Record, ResolveError>> {
-        unimplemented!()
+    fn reopen(&self, reopening: Reopening) -> Reply<Result<Record, ResolveError>> {
+        self.reply(|| self.take_back(reopening))
     }
     fn sighted(&self, _: Sighting) -> Reply<Result<Record, ResolveError>> {
         unimplemented!()
@@ -235,22 +287,21 @@ impl Ledger for Table {
     fn list(&self, filter: Filter) -> Reply<Result<Page, LedgerError>> {
         self.reply(|| {
             let rows = self.rows.lock().unwrap();
-            let chosen = rows.iter().map(|(record, _)| record).filter(|record| {
-                filter.state.is_none_or(|state| state == record.state)
-                    && filter
-                        .route
-                        .as_deref()
-                        .is_none_or(|route| route == &*record.route)
-                    && filter
-                        .query
-                        .as_deref()
-                        .is_none_or(|q| record.key.message.contains(q))
-                    && filter.after.is_none_or(|after| record.id > after)
-            });
-            let mut records: Vec<_> = chosen.take(filter.limit + 1).cloned().collect();
-            let more = records.len() > filter.limit;
-            records.truncate(filter.limit);
-            let next = records.last().map(|last| last.id).filter(|_| more);
+            let ahead = rows.iter().map(|(record, _)| record);
+            let ahead = ahead.filter(|record| filter.after.is_none_or(|after| record.id > after));
+            let looked_at = self.looked_at.load(Ordering::SeqCst);
+            let (mut records, mut next, mut looked) = (Vec::new(), None, 0);
+            for record in ahead {
+                if looked == looked_at || records.len() == filter.limit {
+                    return Ok(Page { records, next });
+                }
+                looked += 1;
+                next = Some(record.id);
+                if passes(record, &filter) {
+                    records.push(record.clone());
+                }
+            }
+            next = None;
             Ok(Page { records, next })
         })
     }
@@ -271,9 +322,21 @@ impl Ledger for Table {
     }
 }
 
+fn passes(record: &Record, filter: &Filter) -> bool {
+    let created = record.created_at;
+    filter.state.is_none_or(|state| state == record.state)
+        && (filter.route.as_deref()).is_none_or(|route| route == &*record.route)
+        && (filter.query.as_deref()).is_none_or(|q| record.key.message.contains(q))
+        && (filter.reference.as_deref()).is_none_or(|text| record.fields.mentions(text))
+        && filter.created_from.is_none_or(|from| created >= from)
+        && filter.created_until.is_none_or(|until| created < until)
+}
+
 /// A gate that is what the test says, and goes when it was seen draining often enough.
 pub(crate) struct Hand {
     readiness: Mutex<Readiness>,
+    sending_now: Mutex<Option<Result<SendNow, SendNowError>>>,
+    sent_now: Mutex<Vec<RecordId>>,
     drained_by: Mutex<Option<String>>,
     looks_until_gone: AtomicU32,
     shutdown: CancellationToken,
@@ -283,8 +346,25 @@ impl Hand {
     pub(crate) fn set(&self, phase: Phase, degraded: &[&str]) {
         *self.readiness.lock().unwrap() = Readiness {
             phase,
+            unready: None,
             degraded: degraded.iter().map(|text| (*text).to_owned()).collect(),
         };
+    }
+
+    /// From now on the gate's own store is in this trouble.
+    pub(crate) fn set_unready(&self, why: &str) {
+        self.readiness.lock().unwrap().unready = Some(why.to_owned());
+    }
+
+    /// What sending by a person's word comes to from now on; none: it takes forever.
+    pub(crate) fn set_sending_now(&self, outcome: Option<Result<SendNow, SendNowError>>) {
+        *self.sending_now.lock().unwrap() = outcome;
+    }
+
+    /// The records that were to be sent by a person's word.
+    pub(crate) fn sent_now(&self) -> Vec<String> {
+        let sent = self.sent_now.lock().unwrap();
+        sent.iter().map(ToString::to_string).collect()
     }
 
     pub(crate) fn drained_by(&self) -> Option<String> {
@@ -315,8 +395,12 @@ impl Control for Hand {
         }
     }
 
-    fn send_now(&self, _: RecordId) -> SendingNow {
-        Box::pin(std::future::ready(Err(SendNowError::NoRequest)))
+    fn send_now(&self, id: RecordId) -> SendingNow {
+        self.sent_now.lock().unwrap().push(id);
+        match self.sending_now.lock().unwrap().clone() {
+            Some(outcome) => Box::pin(std::future::ready(outcome)),
+            None => Box::pin(std::future::pending()),
+        }
     }
 }
 
@@ -352,8 +436,11 @@ impl Gate {
         let hand = Arc::new(Hand {
             readiness: Mutex::new(Readiness {
                 phase: Phase::Serving,
+                unready: None,
                 degraded: Vec::new(),
             }),
+            sending_now: Mutex::new(Some(Err(SendNowError::NoRequest))),
+            sent_now: Mutex::default(),
             drained_by: Mutex::default(),
             looks_until_gone: AtomicU32::new(3),
             shutdown: shutdown.clone(),

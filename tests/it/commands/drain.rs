@@ -58,7 +58,7 @@ async fn either_signal_lets_a_call_in_flight_get_its_answer() {
         gate.wait_for_line(|line| line.contains("draining: no new connections"));
         let ready = get(gate.admin_address(), "/readyz").await;
         assert_eq!(ready.status, 503);
-        let draining = serde_json::json!({ "ready": false, "state": "draining", "degraded": [] });
+        let draining = serde_json::json!({ "ready": false, "state": "draining", "unready": null, "degraded": [] });
         assert_eq!(ready.json(), draining);
         assert_eq!(get(gate.admin_address(), "/livez").await.status, 200);
         wait_until_closed(&gate);

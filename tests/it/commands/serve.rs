@@ -279,7 +279,7 @@ async fn probes_have_bodies_that_people_can_read() {
     assert_eq!(ready.status, 200);
     assert_eq!(
         ready.json(),
-        serde_json::json!({ "ready": true, "state": "serving", "degraded": [] })
+        serde_json::json!({ "ready": true, "state": "serving", "unready": null, "degraded": [] })
     );
     assert_eq!(get(gate.admin_address(), "/nowhere").await.status, 404);
 }
