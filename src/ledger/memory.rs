@@ -48,13 +48,14 @@ pub struct MemoryLimits {
     /// Records.
     pub max_records: usize,
     /// Bytes, estimated: for each record 1 KiB for itself and its first two events, its message key,
-    /// its answer (the body, and names and values of headers with 96 bytes for each), and further
-    /// events with 64 bytes each and what a person wrote in them.
+    /// its fields (48 bytes each besides their texts), its subject, its call while that is kept and
+    /// its answer (each the body, and names and values of headers with 96 bytes for each), and
+    /// further events with 64 bytes each and what a person wrote in them.
     ///
     /// Only a claim of a new key is refused for it. What running attempts, persons and late events
     /// add is taken regardless, so that nothing that happened is lost: the bound may be overshot by
     /// the answers of attempts that run at once and of released records that are claimed again, each
-    /// within its route's `answer_limit`, and by at most 40 KiB of events for a record that people
+    /// within its route's `answer_limit`, by calls that are kept only from a later claim on, and by at most 40 KiB of events for a record that people
     /// resolve again and again.
     pub max_bytes: usize,
 }
@@ -271,7 +272,7 @@ impl Inner {
         if !transition::admits(&claim) {
             return Ok(Tried::Outcome(ClaimOutcome::Unfamiliar));
         }
-        if !self.reserve(shard::first_charge(&claim.key)) {
+        if !self.reserve(shard::first_charge(&claim)) {
             return Ok(Tried::NoRoom(claim));
         }
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);

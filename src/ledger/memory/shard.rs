@@ -4,16 +4,24 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
+use http::{HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
 use crate::ledger::transition::{self, Entry, Step};
-use crate::ledger::{Cause, Event, Filter, KeptAnswer, Key, Record, RecordId, State, Stats};
+use crate::ledger::{
+    Cause, Claim, Event, Fields, Filter, KeptAnswer, KeptRequest, Key, Record, RecordId, State,
+    Stats, Subject,
+};
 
 /// What a record takes up besides its texts and its answer: the slot, its places in five indexes
 /// with their slack, and the allocator's.
 const RECORD_CHARGE: usize = 1024;
 /// Name, value and slot of a header, besides their bytes.
 const HEADER_CHARGE: usize = 96;
+/// A field's slot, besides its texts.
+const FIELD_CHARGE: usize = 48;
+/// A subject's place in its index, besides its id.
+const SUBJECT_CHARGE: usize = 128;
 /// An event beyond those inside the slot.
 const EVENT_CHARGE: usize = 64;
 
@@ -64,6 +72,11 @@ impl Shard {
         self.slots.get(&id).map(|slot| &slot.entry)
     }
 
+    #[cfg(test)]
+    pub(super) fn charge_of(&self, id: RecordId) -> Option<usize> {
+        self.slots.get(&id).map(|slot| slot.charge)
+    }
+
     pub(super) fn record(&self, id: RecordId) -> Option<Record> {
         self.entry(id).map(|entry| entry.record.clone())
     }
@@ -78,7 +91,7 @@ impl Shard {
     pub(super) fn insert(&mut self, entry: Entry, event: Option<Event>) {
         let mut events = EventLog::default();
         events.extend(event);
-        let charge = charge(&entry.record, &events);
+        let charge = charge(&entry, &events);
         self.by_key
             .insert(entry.record.key.clone(), entry.record.id);
         index(&mut self.since, &mut self.expiry, &entry.record);
@@ -109,7 +122,7 @@ impl Shard {
         }
         if step.changed || step.event.is_some() {
             slot.events.extend(step.event);
-            slot.charge = charge(&slot.entry.record, &slot.events);
+            slot.charge = charge(&slot.entry, &slot.events);
         }
         let after = slot.charge;
         Some((step.reply, Charge { before, after }))
@@ -184,28 +197,40 @@ impl Shard {
     }
 }
 
-/// What a record of this key counts for when it is made.
-pub(super) fn first_charge(key: &Key) -> usize {
-    RECORD_CHARGE + key.message.len()
+/// What the slot counts for whose record this claim makes. It is the same as [`charge`] of it.
+pub(super) fn first_charge(claim: &Claim) -> usize {
+    own_charge(&claim.key, &claim.fields, claim.subject.as_ref())
+        + claim.request.as_ref().map_or(0, request_charge)
 }
 
-fn charge(record: &Record, events: &EventLog) -> usize {
-    first_charge(&record.key)
-        + fields_charge(record)
+fn charge(entry: &Entry, events: &EventLog) -> usize {
+    let record = &entry.record;
+    own_charge(&record.key, &record.fields, entry.subject.as_ref())
+        + entry.request.as_ref().map_or(0, request_charge)
         + record.answer.as_ref().map_or(0, answer_charge)
         + events.charge()
 }
 
-fn fields_charge(record: &Record) -> usize {
-    let fields = record.fields.0.iter();
-    fields.map(|(name, text)| name.len() + text.len()).sum()
+fn own_charge(key: &Key, fields: &Fields, subject: Option<&Subject>) -> usize {
+    let fields = fields.0.iter();
+    let fields = fields.map(|(name, text)| FIELD_CHARGE + name.len() + text.len());
+    let subject = subject.map_or(0, |subject| SUBJECT_CHARGE + 2 * subject.id.len());
+    RECORD_CHARGE + key.message.len() + fields.sum::<usize>() + subject
+}
+
+fn request_charge(request: &KeptRequest) -> usize {
+    request.body.len() + headers_charge(&request.headers)
 }
 
 fn answer_charge(answer: &KeptAnswer) -> usize {
-    let headers = answer.headers.iter();
+    answer.body.len() + headers_charge(&answer.headers)
+}
+
+fn headers_charge(headers: &[(HeaderName, HeaderValue)]) -> usize {
+    let headers = headers.iter();
     let headers =
         headers.map(|(name, value)| HEADER_CHARGE + name.as_str().len() + value.as_bytes().len());
-    answer.body.len() + headers.sum::<usize>()
+    headers.sum::<usize>()
 }
 
 /// Whether a filter lets a record through.

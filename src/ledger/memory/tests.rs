@@ -4,7 +4,7 @@ use super::*;
 use crate::ledger::conformance::{
     DAY, Fixture, KEEP, answer, assert_is, refund, settlement_of, success, suite,
 };
-use crate::ledger::{Settlement, State};
+use crate::ledger::{Fields, Settlement, State, Subject, SubjectRule};
 
 suite!(crate::ledger::memory::tests::open);
 
@@ -15,6 +15,16 @@ const ROOMY: MemoryLimits = MemoryLimits {
 
 async fn open() -> Fixture {
     fixture(ROOMY).0
+}
+
+fn kept_request(bytes: usize) -> KeptRequest {
+    KeptRequest {
+        headers: vec![(
+            HeaderName::from_static("traceparent"),
+            HeaderValue::from_static("00-1"),
+        )],
+        body: "x".repeat(bytes).into(),
+    }
 }
 
 fn fixture(limits: MemoryLimits) -> (Fixture, Arc<Inner>) {
@@ -80,8 +90,26 @@ async fn bytes_are_bounded_by_claims_and_never_lose_an_answer() {
 #[tokio::test]
 async fn what_is_forgotten_gives_all_its_room_back() {
     let (f, inner) = fixture(ROOMY);
-    for number in 0..200 {
-        let fence = f.granted(refund(&number.to_string())).await;
+    for number in 0..200_u32 {
+        let claim = Claim {
+            fields: Fields(vec![("transaction_id".into(), number.to_string())]),
+            request: number.is_multiple_of(2).then(|| kept_request(4096)),
+            subject: Some(Subject {
+                id: number.to_string().into(),
+                rule: SubjectRule::Payment {
+                    amount: "1000".into(),
+                    window: DAY,
+                    hold: false,
+                },
+            }),
+            ..refund(&number.to_string())
+        };
+        let made = shard::first_charge(&claim);
+        let before = inner.bytes.load(Ordering::Relaxed);
+        let fence = f.granted(claim).await;
+        assert_eq!(inner.bytes.load(Ordering::Relaxed) - before, made);
+        let slot_charge = inner.home(fence.record).unwrap().charge_of(fence.record);
+        assert_eq!(slot_charge, Some(made));
         f.settle(fence, Settlement::Unknown("reset".into())).await;
         f.settle(fence, success()).await;
         for _ in 0..20 {
@@ -89,10 +117,30 @@ async fn what_is_forgotten_gives_all_its_room_back() {
         }
     }
     assert!(inner.bytes.load(Ordering::Relaxed) > 200 * 1024);
+    assert_eq!(inner.subjects.lock().unwrap().len(), 200);
     f.hands.advance(KEEP);
     assert_eq!(f.ledger.sweep(1000).await.unwrap(), 200);
     assert_eq!(inner.bytes.load(Ordering::Relaxed), 0);
     assert_eq!(inner.records.load(Ordering::Relaxed), 0);
+    assert!(inner.subjects.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn kept_calls_count() {
+    let (f, inner) = fixture(MemoryLimits {
+        max_bytes: 64 << 10,
+        ..ROOMY
+    });
+    let calling = |message: &str| Claim {
+        request: Some(kept_request(60 << 10)),
+        ..refund(message)
+    };
+    let fence = f.granted(calling("a")).await;
+    assert_is!(f.ledger.claim(calling("b")).await, Err(LedgerError::Full));
+    f.settle(fence, success()).await;
+    // Done, its call is kept no longer.
+    assert!(inner.bytes.load(Ordering::Relaxed) < 2048);
+    f.granted(calling("b")).await;
 }
 
 #[tokio::test]
