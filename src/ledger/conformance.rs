@@ -38,14 +38,16 @@ macro_rules! suite {
                 sweep_keeps_to_its_limit, list_is_in_order_and_filtered, stats_follow_every_change,
                 events_tell_the_story, unknown_ids_have_nothing;
             late: late_answers_end_an_unknown, late_answers_change_nothing_that_ended,
-                late_answers_after_not_applied, late_success_beside_a_newer_attempt_is_an_alarm,
+                late_success_after_rejected_is_an_alarm,
+                success_of_a_forgotten_attempt_is_an_alarm, late_answers_after_not_applied, late_success_beside_a_newer_attempt_is_an_alarm,
                 alarmed_release_becomes_unknown, alarmed_lapse_becomes_unknown,
                 overtaken_attempts_change_nothing, overtaken_resends_raise_no_alarm;
             people: resolutions_end_an_unknown, resolving_compares_before_it_sets,
                 resolving_wants_name_and_reason, not_applied_waits_for_the_attempt,
                 lapse_takes_an_owners_claims;
             quarantine: absent_keys_are_held, known_keys_are_not, gaps_are_resolved_one_by_one,
-                keys_released_before_are_held, lifting_wants_name_and_reason;
+                keys_released_before_are_held,
+                a_gap_of_a_known_key_waits_for_what_was_forgotten, lifting_wants_name_and_reason;
             settling: each_class_has_its_state, saying_it_again_changes_nothing,
                 strangers_settle_nothing, final_answers_stay, permits_follow_the_claim,
                 permits_end_with_the_time_that_was_asked_for;
@@ -151,6 +153,16 @@ pub(super) fn cannot_say() -> Settlement {
     Settlement::Unknown("upstream_reset".into())
 }
 
+/// A wish to take back a word on the record.
+pub(super) fn reopening(record: &Record) -> Reopening {
+    Reopening {
+        id: record.id,
+        expected: (record.state, record.attempt, record.version),
+        by: "minh".to_owned(),
+        reason: "the statement was of another day".to_owned(),
+    }
+}
+
 pub(super) fn word(record: &Record, verdict: Verdict) -> Resolution {
     Resolution {
         id: record.id,
@@ -217,6 +229,11 @@ impl Fixture {
             ..word(&self.record(id).await, verdict)
         };
         self.ledger.resolve(resolution).await
+    }
+
+    pub(super) async fn reopen(&self, id: RecordId) -> Result<Record, ResolveError> {
+        let record = self.record(id).await;
+        self.ledger.reopen(reopening(&record)).await
     }
 
     /// Two attempts of a message: the first unknown and declared not applied, the second running.

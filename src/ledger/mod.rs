@@ -73,7 +73,11 @@ pub trait Ledger: Send + Sync + 'static {
     fn resolve(&self, resolution: Resolution) -> Reply<Result<Record, ResolveError>>;
 
     /// Takes a person's or a probe's word back: a record that is done or released by it becomes
-    /// unknown again. Compare-and-set on [`Reopening::expected`].
+    /// unknown again, also where a later attempt proved unsent and the word is what it is still
+    /// released by. Compare-and-set on [`Reopening::expected`].
+    ///
+    /// From then on only a person's word or the backend's own final answer ends the record: no look
+    /// at the backend does, and no proof that an attempt was not applied releases it.
     ///
     /// # Errors
     /// See [`ResolveError`]; [`ResolveError::NotDeclared`] for an answer of the backend, which stays.

@@ -4,9 +4,12 @@
 //! What the rules rest on, besides the diagram in the parent:
 //! - An attempt is *overtaken* once a later one exists. It can't change the record any more; its
 //!   success raises the alarm.
-//! - A release counts only as far as it goes: a *declared* one is a person's word and yields to a
-//!   success alone; one that *gave up* (resend) is no release for a claim that holds.
-//! - An alarmed record, and one that a ledger gap hides, is never released by a settlement.
+//! - A release counts only as far as it goes: a *declared* one is somebody's word and yields to a
+//!   success alone; one that *gave up* (resend) is no release for a claim that holds; and one that
+//!   an earlier *generation* of the ledger made says nothing of what was forgotten since.
+//! - An attempt's own proof speaks of that attempt. So an alarmed record, one that a ledger gap
+//!   hides, one that holds with an earlier attempt given up, and one on which a word was taken back
+//!   are never released by a settlement.
 
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
@@ -37,15 +40,20 @@ pub(super) struct Entry {
     pub(super) given_up: bool,
     /// So was an attempt before it.
     pub(super) given_up_before: bool,
-    /// Held because the ledger may have forgotten a later attempt.
+    /// An attempt before it was released by a word, which can still be taken back.
+    pub(super) word_before: bool,
+    /// A word was taken back: only a person, or the backend's own final answer, ends the record.
+    pub(super) reopened: bool,
+    /// Held because the ledger may have forgotten a later attempt. Outlasts a word, which may be
+    /// taken back.
     pub(super) gap: bool,
-    /// The ledger's generation when the record came to its state.
+    /// The ledger's generation when the attempt was claimed, or the last word given.
     pub(super) generation: u64,
     /// The call, while it may have to be sent again.
     pub(super) request: Option<KeptRequest>,
     /// What the record is compared with others by; its rule as of the claim that made it.
     pub(super) subject: Option<Subject>,
-    /// Held as a possible duplicate.
+    /// Held as a possible duplicate. Outlasts a word, which may be taken back.
     pub(super) suspected: bool,
     /// A person let it pass although it may be a duplicate.
     pub(super) cleared: bool,
@@ -117,6 +125,11 @@ impl Entry {
         }
     }
 
+    /// The ledger may have forgotten what became of the record since.
+    fn may_be_behind(&self, moment: Moment) -> bool {
+        moment.quarantined && self.generation < moment.generation
+    }
+
     fn must_be_as(&self, expected: (State, u32, u64)) -> Result<(), ResolveError> {
         let record = &self.record;
         if expected == (record.state, record.attempt, record.version) {
@@ -163,6 +176,7 @@ impl Entry {
     fn finish(&mut self, answer: KeptAnswer, cause: Cause, moment: Moment) -> Event {
         self.record.answer = Some(answer);
         self.request = None;
+        self.reopened = false;
         self.record.expires_at = self.record.expires_at.max(later(moment.now, self.keep));
         self.become_state(State::Done, cause, moment)
     }
@@ -181,10 +195,7 @@ impl Entry {
         } else {
             "resolved_not_applied"
         };
-        // The person speaks of the message, and so of every attempt at it.
         self.cleared |= self.suspected;
-        self.given_up = false;
-        self.given_up_before = false;
         Ok(self.become_state(State::Released, cause.into(), moment))
     }
 
@@ -194,12 +205,19 @@ impl Entry {
         record.version += 1;
         record.updated_at = moment.now;
         record.declared = false;
-        self.generation = moment.generation;
-        self.gap &= state == State::Unknown;
-        self.suspected &= state == State::Unknown;
         self.absent_since = None;
         self.follow_hold();
         self.note(self.record.attempt, cause, moment.now)
+    }
+
+    /// The record stands where it stands by a word, which speaks of the message and so of every
+    /// attempt at it.
+    fn rests_on_word(&mut self, moment: Moment) {
+        self.record.declared = true;
+        self.reopened = false;
+        self.given_up = false;
+        self.given_up_before = false;
+        self.generation = moment.generation;
     }
 
     fn note(&self, attempt: u32, cause: Cause, at: SystemTime) -> Event {

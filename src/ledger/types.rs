@@ -296,8 +296,9 @@ pub enum Settled {
     Recorded(State),
     /// The record had moved on by itself or by a person; this answer is only in its events.
     Superseded(State),
-    /// A success (2xx) came in for an attempt on [`Policy::Hold`] that counted as not applied and
-    /// was claimed again since: money may have moved twice. The record is not released any more.
+    /// A success (2xx) came in on [`Policy::Hold`] for an attempt that counts as not applied: it was
+    /// claimed again since, the ledger has forgotten the attempt, or a person ended the message as
+    /// rejected. Money may have moved twice, or has moved unsaid. The record is not released any more.
     Alarm,
 }
 
@@ -434,8 +435,10 @@ pub struct Reopening {
 /// "Applied" ends the record at once. "Not applied" releases it only when it was said twice,
 /// [`SIGHTING_PAUSE`] apart with nothing else said between, with the attempt over for certain both
 /// times, and once in a record's life: after the attempt that this allows only a person releases it
-/// again. Everything else keeps holding. A record that is held as a possible duplicate was never
-/// sent, so that a look says nothing of it.
+/// again. In a quarantine it counts only for what was claimed or held since, as a later attempt may
+/// have been forgotten. Everything else keeps holding. After a [`Reopening`] a look changes nothing
+/// until a person has spoken. A record that is held as a possible duplicate was never sent, so that
+/// a look says nothing of it.
 #[derive(Clone, Debug)]
 pub struct Sighting {
     /// The record.

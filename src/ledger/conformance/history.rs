@@ -105,6 +105,8 @@ struct Told {
     id: RecordId,
     attempts: Vec<(Owner, Fate)>,
     answer: Option<(KeptAnswer, SystemTime)>,
+    /// The answer is a person's "rejected".
+    rejected: bool,
     hold: bool,
     alarmed: bool,
     may_run_until: SystemTime,
@@ -206,6 +208,7 @@ impl Model {
                 id: fence.record,
                 attempts: vec![(owner, Fate::Running)],
                 answer: None,
+                rejected: false,
                 hold,
                 alarmed: false,
                 may_run_until: now + MAY_RUN,
@@ -278,8 +281,12 @@ impl Model {
             return told.overtaken(alarm);
         }
         if told.answer.is_some() {
+            let alarm = matches!(class, Class::Success) && told.hold && told.rejected;
+            assert_eq!(settled == Settled::Alarm, alarm);
+            told.alarmed |= alarm;
             return;
         }
+        let doubt = told.earlier_in_doubt();
         let (_, fate) = told.attempts.last_mut().unwrap();
         let declared = *fate == Fate::Declared;
         let open = matches!(*fate, Fate::Running | Fate::Unknown);
@@ -288,7 +295,7 @@ impl Model {
             (Class::Declined, Settlement::Done(kept, _)) if !declared => {
                 told.answer = Some((kept, f.now()));
             }
-            (Class::NotApplied, _) if open && told.alarmed => *fate = Fate::Unknown,
+            (Class::NotApplied, _) if open && (told.alarmed || doubt) => *fate = Fate::Unknown,
             (Class::NotApplied, _) if !declared => *fate = Fate::Proven,
             (Class::CannotSay, _) if open && (told.hold || told.alarmed) => *fate = Fate::Unknown,
             (Class::CannotSay, _) if open => *fate = Fate::GivenUp,
@@ -325,6 +332,7 @@ impl Model {
             }
             (Ok(_), Verdict::Applied(kept) | Verdict::Rejected(kept)) => {
                 assert!(unknown);
+                told.rejected = matches!(word, Word::Rejected);
                 told.answer = Some((kept, f.now()));
             }
             (Err(ResolveError::NotUnknown(_)), _) => assert!(!unknown),
@@ -384,6 +392,12 @@ impl Model {
 impl Told {
     fn last(&self) -> Fate {
         self.attempts[self.attempts.len() - 1].1
+    }
+
+    /// An attempt before the last was given up, and the message is held now.
+    fn earlier_in_doubt(&self) -> bool {
+        let earlier = self.attempts.iter().rev().skip(1);
+        self.hold && (earlier.into_iter()).any(|(_, fate)| *fate == Fate::GivenUp)
     }
 
     fn state(&self) -> State {

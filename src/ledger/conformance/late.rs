@@ -36,14 +36,23 @@ pub(crate) async fn late_answers_end_an_unknown(open: Open) {
 pub(crate) async fn late_answers_change_nothing_that_ended(open: Open) {
     let f = open.one().await;
     let verdicts = [
-        ("a", Verdict::Applied(answer(200, "by hand"))),
-        ("b", Verdict::Rejected(answer(422, "by hand"))),
+        (
+            "a",
+            Verdict::Applied(answer(200, "by hand")),
+            [success(), not_applied()],
+        ),
+        (
+            "b",
+            Verdict::Rejected(answer(422, "by hand")),
+            [declined(), not_applied()],
+        ),
     ];
-    for (message, verdict) in verdicts {
+    for (message, verdict, others) in verdicts {
         let fence = f.settled(refund(message), cannot_say()).await;
         let before = f.resolve(fence.record, verdict).await.unwrap();
-        let same = Settlement::Done(before.answer.clone().unwrap(), "success".into());
-        for settlement in [success(), same, not_applied(), cannot_say()] {
+        let same = Settlement::Done(before.answer.clone().unwrap(), "same".into());
+        let [first, second] = others;
+        for settlement in [same, first, second, cannot_say()] {
             assert_eq!(
                 f.settle(fence, settlement).await,
                 Settled::Superseded(State::Done)
@@ -58,8 +67,60 @@ pub(crate) async fn late_answers_change_nothing_that_ended(open: Open) {
             .skip(3)
             .map(|event| event.cause)
             .collect();
-        assert_eq!(causes[0], "superseded:success");
+        assert_eq!(causes[0], "superseded:same");
         assert_eq!(causes.len(), 4);
+    }
+}
+
+pub(crate) async fn late_success_after_rejected_is_an_alarm(open: Open) {
+    let f = open.one().await;
+    let fence = f.settled(refund("a"), cannot_say()).await;
+    let rejected = Verdict::Rejected(answer(422, "by hand"));
+    let before = f.resolve(fence.record, rejected).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(f.settle(fence, success()).await, Settled::Alarm);
+    }
+    let after = f.record(fence.record).await;
+    // What Tiki was told stays what it is told.
+    assert_eq!((after.state, &after.answer), (State::Done, &before.answer));
+    assert!(after.alarmed && after.version > before.version);
+    assert_eq!(f.last_cause(fence.record).await, "alarm:success");
+    // Taken back, it is not sent again either.
+    f.reopen(fence.record).await.unwrap();
+    f.hands.advance(MAY_RUN);
+    assert_is!(
+        f.resolve(fence.record, Verdict::NotApplied).await,
+        Err(ResolveError::NoFurtherRelease)
+    );
+}
+
+pub(crate) async fn success_of_a_forgotten_attempt_is_an_alarm(open: Open) {
+    let f = open.one().await;
+    let forgotten = |fence: Fence| {
+        [
+            Fence {
+                owner: TWO,
+                ..fence
+            },
+            Fence {
+                attempt: fence.attempt + 1,
+                ..fence
+            },
+        ]
+    };
+    for which in 0..2 {
+        let message = format!("running {which}");
+        let fence = f.granted(refund(&message)).await;
+        let stranger = forgotten(fence)[which];
+        assert_eq!(f.settle(stranger, success()).await, Settled::Alarm);
+        assert_eq!(f.state(fence.record).await, State::Claimed);
+        assert_is!(f.ledger.permit(fence).await, Err(PermitError::Fenced));
+
+        let message = format!("released {which}");
+        let fence = f.settled(refund(&message), not_applied()).await;
+        let stranger = forgotten(fence)[which];
+        assert_eq!(f.settle(stranger, success()).await, Settled::Alarm);
+        assert_is!(f.claim(refund(&message)).await, ClaimOutcome::Held(..));
     }
 }
 

@@ -105,6 +105,7 @@ pub(crate) async fn keys_released_before_are_held(open: Open) {
     let before = f.settled(refund("a"), not_applied()).await;
     f.settled(refund("b"), not_applied()).await;
     let running = f.granted(refund("c")).await;
+    let other_running = f.granted(refund("d")).await;
     enter(&f).await;
     assert_is!(
         f.claim(refund("a")).await,
@@ -119,13 +120,38 @@ pub(crate) async fn keys_released_before_are_held(open: Open) {
     );
     f.hands.advance(MAY_RUN);
     f.resolve(before.record, Verdict::NotApplied).await.unwrap();
-    assert_eq!(f.granted(refund("a")).await.attempt, 2);
-    // Released since: nothing about it was forgotten.
+    let fence = f.granted(refund("a")).await;
+    assert_eq!(fence.attempt, 2);
+    // Claimed before, it may have been released and claimed again before it was forgotten.
     f.settle(running, not_applied()).await;
-    assert_eq!(f.granted(refund("c")).await.attempt, 2);
+    assert_is!(
+        f.claim(refund("c")).await,
+        ClaimOutcome::Held(_, Hold::LedgerGap)
+    );
+    f.settle(other_running, cannot_say()).await;
+    f.settle(other_running, not_applied()).await;
+    assert_is!(
+        f.claim(refund("d")).await,
+        ClaimOutcome::Held(_, Hold::LedgerGap)
+    );
+    // Claimed since: nothing about it was forgotten.
+    f.settle(fence, not_applied()).await;
+    assert_eq!(f.granted(refund("a")).await.attempt, 3);
 
     lift(&f).await;
     assert_eq!(f.granted(refund("b")).await.attempt, 2);
+}
+
+pub(crate) async fn a_gap_of_a_known_key_waits_for_what_was_forgotten(open: Open) {
+    let f = open.one().await;
+    let fence = f.settled(refund("a"), not_applied()).await;
+    f.hands.advance(DAY);
+    enter(&f).await;
+    f.claim(refund("a")).await;
+    assert_is!(
+        f.resolve(fence.record, Verdict::NotApplied).await,
+        Err(ResolveError::MayStillRun { until }) if until == f.now() + MAY_RUN
+    );
 }
 
 pub(crate) async fn lifting_wants_name_and_reason(open: Open) {

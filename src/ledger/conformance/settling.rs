@@ -67,13 +67,24 @@ pub(crate) async fn strangers_settle_nothing(open: Open) {
         },
     ];
     for stranger in strangers {
-        assert_eq!(
-            f.settle(stranger, success()).await,
-            Settled::Superseded(State::Claimed)
-        );
+        for settlement in [declined(), not_applied(), cannot_say()] {
+            assert_eq!(
+                f.settle(stranger, settlement).await,
+                Settled::Superseded(State::Claimed)
+            );
+        }
         assert_is!(f.ledger.permit(stranger).await, Err(PermitError::Fenced));
     }
     assert_eq!(f.state(fence.record).await, State::Claimed);
+    // No attempt is numbered 0: no success of one is believed.
+    let never = Fence {
+        attempt: 0,
+        ..fence
+    };
+    assert_eq!(
+        f.settle(never, success()).await,
+        Settled::Superseded(State::Claimed)
+    );
     assert_eq!(f.last_cause(fence.record).await, "superseded:success");
     let nowhere = Fence {
         record: RecordId(u64::from(u32::MAX)),

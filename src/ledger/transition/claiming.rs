@@ -18,7 +18,7 @@ use crate::tiki;
 pub(in crate::ledger) struct Siblings {
     /// Time of the newest event that the backend took.
     pub(in crate::ledger) newest_taken: Option<SystemTime>,
-    /// The same, with those that may be running or may have been taken.
+    /// The same, with those that it declined, and that may be running or may have been taken.
     pub(in crate::ledger) newest_sent: Option<SystemTime>,
     /// Another record may have moved the same amount within the window.
     pub(in crate::ledger) same_amount: bool,
@@ -31,19 +31,21 @@ impl Siblings {
             return;
         };
         let record = &other.record;
-        let taken = record.state == State::Done
-            && !other.dropped
-            && (record.answer.as_ref()).is_some_and(|answer| answer.status.is_success());
-        let sent = taken
+        let ended = record.state == State::Done && !other.dropped;
+        let taken =
+            ended && (record.answer.as_ref()).is_some_and(|answer| answer.status.is_success());
+        // Of an attempt before the one that counts, whatever became of that one.
+        let in_doubt = other.given_up || other.given_up_before || record.alarmed;
+        let maybe_taken = taken
+            || in_doubt
             || record.state == State::Claimed
-            || record.state == State::Unknown && record.attempt > 0
-            || record.state == State::Released && other.given_up;
+            || record.state == State::Unknown && record.attempt > 0 && !other.suspected;
         match (rule, &subject.rule) {
             (SubjectRule::Event { .. }, SubjectRule::Event { at, .. }) => {
                 if taken {
                     self.newest_taken = self.newest_taken.max(Some(*at));
                 }
-                if sent {
+                if maybe_taken || ended {
                     self.newest_sent = self.newest_sent.max(Some(*at));
                 }
             }
@@ -51,10 +53,16 @@ impl Siblings {
                 SubjectRule::Payment { amount, window, .. },
                 SubjectRule::Payment { amount: theirs, .. },
             ) => {
-                let age = now.duration_since(record.updated_at);
-                let long_ago = age.is_ok_and(|age| age > *window);
+                // As long as an attempt may run, it may move the money.
+                let last = if ended {
+                    record.updated_at
+                } else {
+                    record.updated_at.max(record.may_run_until)
+                };
+                let long_ago = record.state != State::Claimed
+                    && (now.duration_since(last)).is_ok_and(|age| age > *window);
                 // A gap is another message that may have been sent before it was forgotten.
-                let moved = sent || record.state == State::Unknown && other.gap;
+                let moved = maybe_taken || record.state == State::Unknown && other.gap;
                 self.same_amount |= moved && !long_ago && amount == theirs;
             }
             _ => {}
@@ -172,6 +180,8 @@ pub(in crate::ledger) fn create(
         keep: claim.keep,
         given_up: false,
         given_up_before: false,
+        word_before: false,
+        reopened: false,
         gap,
         generation: moment.generation,
         request: claim.request.filter(|_| !dropped),
@@ -204,6 +214,7 @@ pub(in crate::ledger) fn claim_again(
         return Step::unchanged(ClaimOutcome::Conflict(id));
     }
     let tightened = entry.tighten(claim);
+    let supplied = supply(entry, claim);
     let mut step = match (entry.record.state, &entry.record.answer) {
         (State::Done, Some(answer)) => Step::unchanged(ClaimOutcome::Done(id, answer.clone())),
         (State::Claimed, _) => Step::unchanged(ClaimOutcome::Running(entry.fence())),
@@ -213,8 +224,20 @@ pub(in crate::ledger) fn claim_again(
             Step::unchanged(ClaimOutcome::Held(id, entry.hold_reason()))
         }
     };
-    step.changed |= tightened;
+    step.changed |= tightened | supplied;
     step
+}
+
+/// Keeps the call with a record that holds and has none, since it was made by a claim that didn't
+/// hold or was reopened; `true` if it did.
+fn supply(entry: &mut Entry, claim: &Claim) -> bool {
+    let wanting = entry.request.is_none()
+        && entry.record.policy == Policy::Hold
+        && entry.record.state != State::Done;
+    if wanting {
+        entry.request = claim.request.clone();
+    }
+    wanting && entry.request.is_some()
 }
 
 fn claim_released(
@@ -224,14 +247,19 @@ fn claim_released(
     moment: Moment,
 ) -> Step<ClaimOutcome> {
     let holds = entry.record.policy == Policy::Hold;
-    let forgotten = moment.quarantined && entry.generation < moment.generation;
+    let forgotten = entry.may_be_behind(moment);
     if holds && (forgotten || entry.given_up || entry.given_up_before) {
         let cause = if forgotten {
+            // An attempt that was forgotten may be running just as long as this one might.
+            let until = later(moment.now, claim.may_run_for);
+            entry.record.may_run_until = entry.record.may_run_until.max(until);
+            entry.generation = moment.generation;
             "ledger_gap"
         } else {
             "policy_now_holds"
         };
         entry.gap = forgotten;
+        entry.suspected = false;
         let event = entry.become_state(State::Unknown, Cow::Borrowed(cause), moment);
         let held = ClaimOutcome::Held(entry.record.id, entry.hold_reason());
         return Step::changed(held, event);
@@ -243,6 +271,10 @@ fn claim_released(
     };
     entry.given_up_before |= entry.given_up;
     entry.given_up = false;
+    entry.word_before |= entry.record.declared;
+    entry.gap = false;
+    entry.suspected = false;
+    entry.generation = moment.generation;
     let record = &mut entry.record;
     record.attempt = record.attempt.saturating_add(1);
     record.owner = claim.owner;
@@ -263,6 +295,7 @@ fn claim_released(
 /// Another message took the same money while this one was released.
 fn suspect(entry: &mut Entry, moment: Moment) -> Step<ClaimOutcome> {
     entry.suspected = true;
+    entry.gap = false;
     entry.record.marks.possible_duplicate = true;
     let event = entry.become_state(State::Unknown, "possible_duplicate".into(), moment);
     let held = ClaimOutcome::Held(entry.record.id, entry.hold_reason());

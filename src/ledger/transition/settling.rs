@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use super::{Entry, Moment, Step, prefixed};
-use crate::ledger::{Fence, Owner, PermitError, Policy, Settled, Settlement, State};
+use crate::ledger::{Cause, Fence, Owner, PermitError, Policy, Settled, Settlement, State};
 
 /// How long a [`crate::ledger::SendPermit`] is good for.
 const PERMIT: Duration = Duration::from_secs(5);
@@ -34,14 +34,9 @@ pub(in crate::ledger) fn settle(
     moment: Moment,
 ) -> Step<Settled> {
     let record = &entry.record;
-    if fence.attempt == 0 || fence.attempt > record.attempt {
-        return superseded(entry, fence, settlement, moment);
-    }
-    if fence.attempt < record.attempt {
-        return settle_overtaken(entry, fence, settlement, moment);
-    }
-    if fence.owner != record.owner {
-        return superseded(entry, fence, settlement, moment);
+    // Another attempt than the one that counts: overtaken, or one that the ledger has forgotten.
+    if fence.attempt != record.attempt || fence.owner != record.owner {
+        return settle_aside(entry, fence, settlement, moment);
     }
     match record.state {
         State::Claimed | State::Unknown => settle_open(entry, settlement, moment),
@@ -50,24 +45,32 @@ pub(in crate::ledger) fn settle(
     }
 }
 
-/// A later attempt exists: nothing of this one changes the record's course, but a success next to
+/// Another attempt counts: nothing of this one changes the record's course, but a success next to
 /// another try is money that may have moved twice.
-fn settle_overtaken(
+fn settle_aside(
     entry: &mut Entry,
     fence: Fence,
     settlement: Settlement,
     moment: Moment,
 ) -> Step<Settled> {
-    let cause = match &settlement {
+    match &settlement {
         Settlement::Done(answer, cause)
-            if answer.status.is_success() && entry.record.policy == Policy::Hold =>
+            if answer.status.is_success()
+                && entry.record.policy == Policy::Hold
+                && fence.attempt > 0 =>
         {
-            prefixed("alarm", cause)
+            let cause = prefixed("alarm", cause);
+            alarm(entry, fence, cause, moment)
         }
-        _ => return superseded(entry, fence, settlement, moment),
-    };
+        _ => superseded(entry, fence, settlement, moment),
+    }
+}
+
+fn alarm(entry: &mut Entry, fence: Fence, cause: Cause, moment: Moment) -> Step<Settled> {
     let first = !entry.record.alarmed;
     entry.record.alarmed = true;
+    entry.gap = false;
+    entry.suspected = false;
     if entry.record.state == State::Released {
         let mut event = entry.become_state(State::Unknown, cause, moment);
         event.attempt = fence.attempt;
@@ -83,8 +86,12 @@ fn settle_overtaken(
 
 /// The attempt counts and nobody has said yet what became of it.
 fn settle_open(entry: &mut Entry, settlement: Settlement, moment: Moment) -> Step<Settled> {
-    let releasable = !entry.record.alarmed && !entry.gap;
     let resend = entry.record.policy == Policy::Resend;
+    let releasable = !entry.record.alarmed
+        && !entry.gap
+        && !entry.reopened
+        && !entry.suspected
+        && (resend || !entry.given_up_before);
     let (state, cause) = match settlement {
         Settlement::Done(answer, cause) => {
             let event = entry.finish(answer, cause, moment);
@@ -97,6 +104,16 @@ fn settle_open(entry: &mut Entry, settlement: Settlement, moment: Moment) -> Ste
         Settlement::Unknown(cause) if releasable && resend => {
             entry.given_up = true;
             (State::Released, cause)
+        }
+        // What isn't enough to release it is still worth a person's look.
+        Settlement::Released(cause) if entry.record.state == State::Unknown => {
+            let event = entry.note(entry.record.attempt, prefixed("held", &cause), moment.now);
+            let was_given_up = std::mem::take(&mut entry.given_up);
+            return Step {
+                reply: Settled::Recorded(State::Unknown),
+                event: Some(event),
+                changed: was_given_up,
+            };
         }
         Settlement::Released(cause) | Settlement::Unknown(cause) => (State::Unknown, cause),
     };
@@ -137,17 +154,24 @@ fn settle_released(
 
 /// A final answer never changes.
 fn settle_done(
-    entry: &Entry,
+    entry: &mut Entry,
     fence: Fence,
     settlement: Settlement,
     moment: Moment,
 ) -> Step<Settled> {
-    let same = match &settlement {
-        Settlement::Done(answer, _) => entry.record.answer.as_ref() == Some(answer),
-        Settlement::Released(_) | Settlement::Unknown(_) => false,
+    let Settlement::Done(answer, _) = &settlement else {
+        return superseded(entry, fence, settlement, moment);
     };
-    if same && !entry.record.declared {
-        return Step::unchanged(Settled::Recorded(State::Done));
+    let kept = entry.record.answer.as_ref();
+    if !entry.record.declared {
+        if kept == Some(answer) {
+            return Step::unchanged(Settled::Recorded(State::Done));
+        }
+        return superseded(entry, fence, settlement, moment);
+    }
+    // Tiki was told by a person's word that it was not done, and may ask again in other words.
+    if kept.is_some_and(|kept| !kept.status.is_success()) {
+        return settle_aside(entry, fence, settlement, moment);
     }
     superseded(entry, fence, settlement, moment)
 }

@@ -30,12 +30,12 @@ pub(in crate::ledger) fn resolve(
         Verdict::Rejected(answer) => entry.finish(answer, "resolved_rejected".into(), moment),
         Verdict::NotApplied => entry.declare_not_applied(resolution.force, moment)?,
     };
-    entry.record.declared = true;
+    entry.rests_on_word(moment);
     event.by = Some((resolution.by, resolution.reason));
     Ok(Step::changed((), event))
 }
 
-/// A word taken back.
+/// A word taken back. What the record was held for before the word holds it again.
 pub(in crate::ledger) fn reopen(
     entry: &mut Entry,
     reopening: Reopening,
@@ -45,11 +45,14 @@ pub(in crate::ledger) fn reopen(
         return Err(ResolveError::NoReason);
     }
     entry.must_be_as(reopening.expected)?;
-    if !entry.record.declared {
+    // A later attempt that proved unsent leaves the record where the word has put it.
+    let released_by_word = entry.record.state == State::Released && entry.word_before;
+    if !entry.record.declared && !released_by_word {
         return Err(ResolveError::NotDeclared);
     }
     entry.record.answer = None;
     entry.cleared = false;
+    entry.reopened = true;
     let mut event = entry.become_state(State::Unknown, "reopened".into(), moment);
     event.by = Some((reopening.by, reopening.reason));
     Ok(Step::changed((), event))
@@ -68,10 +71,14 @@ pub(in crate::ledger) fn sighted(
     if entry.suspected {
         return Err(ResolveError::NeverSent);
     }
+    // A person who took a word back has seen more than a look sees.
+    if entry.reopened {
+        return Ok(Step::unchanged(()));
+    }
     match sighting.seen {
         Seen::Applied(answer) => {
             let event = entry.finish(answer, "probe_applied".into(), moment);
-            entry.record.declared = true;
+            entry.rests_on_word(moment);
             Ok(Step::changed((), event))
         }
         Seen::NotApplied => Ok(sighted_absent(entry, moment)),
@@ -89,8 +96,10 @@ pub(in crate::ledger) fn sighted(
 fn sighted_absent(entry: &mut Entry, moment: Moment) -> Step<()> {
     let attempt = entry.record.attempt;
     let over = entry.record.may_run_until <= moment.now;
-    // While the attempt may run, "not there" may only mean "not there yet".
-    if !over || entry.record.alarmed || entry.sightings_spent {
+    // While the attempt may run, or a later one that was forgotten, "not there" may only mean "not
+    // there yet".
+    let running = !over || entry.may_be_behind(moment);
+    if running || entry.record.alarmed || entry.sightings_spent {
         return Step::unchanged(());
     }
     let Some(since) = entry.absent_since else {
@@ -101,10 +110,8 @@ fn sighted_absent(entry: &mut Entry, moment: Moment) -> Step<()> {
     match moment.now.duration_since(since) {
         Ok(pause) if pause >= SIGHTING_PAUSE => {
             entry.sightings_spent = true;
-            entry.given_up = false;
-            entry.given_up_before = false;
             let event = entry.become_state(State::Released, "probe_not_applied".into(), moment);
-            entry.record.declared = true;
+            entry.rests_on_word(moment);
             Step::changed((), event)
         }
         Ok(_) => Step::unchanged(()),
