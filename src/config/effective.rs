@@ -6,12 +6,13 @@ use serde_json::{Map, Value, json};
 
 use super::settings::{
     Admin, AdminToken, AnswerSource, Client, ClientSecret, Condition, Endpoint, Environment,
-    Idempotency, Ledger, Log, LogFormat, OnUnknown, OutcomeRules, PostgresStore, Rate, Route,
-    Server, Settings, Signature, SignedPath, SqliteStore, Store, Upstream,
+    Idempotency, Ledger, Log, LogFormat, OnUnknown, OutcomeRules, PossibleDuplicate, PostgresStore,
+    Probe, ProbePart, ProbeSign, Rate, Route, Server, Settings, Signature, SignedPath, SqliteStore,
+    StaleEvents, Store, Upstream,
 };
 use super::units::{format_duration, format_size};
 use crate::net::TrustedProxies;
-use crate::tiki::{Family, Window};
+use crate::tiki::{Family, PayloadKind, Window};
 
 const REDACTED: &str = "[redacted]";
 
@@ -259,7 +260,7 @@ fn show_route(route: &Route, settings: &Settings) -> Value {
         shown["failed_when"] = show_condition(condition);
     }
     if let Some(idempotency) = idempotency {
-        shown["idempotency"] = show_idempotency(idempotency);
+        shown["idempotency"] = show_idempotency(idempotency, *payload);
     }
     shown
 }
@@ -283,30 +284,78 @@ fn show_condition(condition: &Condition) -> Value {
     json!({ "pointer": pointer.as_str(), "equals": equals })
 }
 
-fn show_idempotency(idempotency: &Idempotency) -> Value {
+fn show_idempotency(idempotency: &Idempotency, payload: PayloadKind) -> Value {
     let Idempotency {
         namespace,
         spec,
         on_unknown,
         keep,
         resend_age,
-        stale_events: _,
-        possible_duplicate: _,
-        duplicate_window: _,
-        probe: _,
+        stale_events,
+        possible_duplicate,
+        duplicate_window,
+        probe,
     } = idempotency;
     let on_unknown = match on_unknown {
         OnUnknown::Hold => "hold",
         OnUnknown::Resend => "resend",
     };
-    json!({
+    let mut shown = json!({
         "namespace": namespace,
         "key": spec.key_text(),
         "fingerprint": spec.fingerprint_text(),
         "on_unknown": on_unknown,
         "keep": format_duration(*keep),
         "resend_age": format_duration(*resend_age),
+    });
+    if payload == PayloadKind::OrderIpn {
+        shown["stale_events"] = json!(match stale_events {
+            StaleEvents::Mark => "mark",
+            StaleEvents::Drop => "drop",
+        });
+    }
+    if payload == PayloadKind::Refund {
+        shown["possible_duplicate"] = json!(match possible_duplicate {
+            PossibleDuplicate::Mark => "mark",
+            PossibleDuplicate::Hold => "hold",
+        });
+        shown["duplicate_window"] = json!(format_duration(*duplicate_window));
+    }
+    if let Some(probe) = probe {
+        shown["probe"] = show_probe(probe);
+    }
+    shown
+}
+
+fn show_probe(probe: &Probe) -> Value {
+    let Probe {
+        path,
+        timeout,
+        applied,
+        not_applied,
+    } = probe;
+    let path: String = path
+        .iter()
+        .map(|part| match part {
+            ProbePart::Text(text) => text.clone(),
+            ProbePart::Key => "{key}".to_owned(),
+            ProbePart::Field(name) => format!("{{{name}}}"),
+        })
+        .collect();
+    let signs = |list: &[ProbeSign]| list.iter().map(show_sign).collect::<Vec<_>>();
+    json!({
+        "path": path,
+        "timeout": format_duration(*timeout),
+        "applied": signs(applied),
+        "not_applied": signs(not_applied),
     })
+}
+
+fn show_sign(sign: &ProbeSign) -> Value {
+    let ProbeSign { status, when } = sign;
+    let mut shown = when.as_ref().map_or_else(|| json!({}), show_condition);
+    shown["status"] = json!(status.as_u16());
+    shown
 }
 
 fn show_ledger(ledger: &Ledger) -> Value {
@@ -355,14 +404,17 @@ fn show_store(store: &Store) -> Value {
                 lease,
                 require_existing,
             } = store;
-            json!({
+            let mut shown = json!({
                 "store": "postgres",
-                "url": "(secret)",
-                "ca": ca.as_ref().map(|path| path.display().to_string()),
+                "url": REDACTED,
                 "connections": connections,
                 "lease": format_duration(*lease),
                 "require_existing": require_existing,
-            })
+            });
+            if let Some(ca) = ca {
+                shown["ca"] = json!(ca.display().to_string());
+            }
+            shown
         }
     }
 }

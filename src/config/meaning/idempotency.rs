@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{duration, label};
+use super::{duration, label, probe};
 use crate::config::problem::Problems;
 use crate::config::schema;
 use crate::config::settings::{Idempotency, OnUnknown, PossibleDuplicate, StaleEvents};
@@ -16,6 +16,7 @@ pub(crate) const RETRY_HORIZON: Duration = Duration::from_secs(43 * 3600 + 36 * 
 
 const DAY: Duration = Duration::from_secs(86_400);
 const LONGEST_RESEND_AGE: Duration = Duration::from_secs(44 * 3600);
+const LONGEST_DUPLICATE_WINDOW: Duration = Duration::from_secs(30 * 86_400);
 
 /// How a keyed route tells duplicates, with what other checks need.
 pub(crate) struct ReadIdempotency {
@@ -110,6 +111,10 @@ fn written(
         on_unknown,
         keep,
         resend_age,
+        stale_events,
+        possible_duplicate,
+        duplicate_window,
+        probe,
     } = table.value;
     let namespace = own_namespace(namespace, payload, problems);
     let places = [key.place.clone(), fingerprint.place.clone()];
@@ -135,7 +140,19 @@ fn written(
     );
     let keep = duration(keep, 400 * DAY, Duration::ZERO..=3650 * DAY, problems);
     long_enough(&keep, resend_age.value, windows, problems);
+    let subject = subject(
+        stale_events,
+        possible_duplicate,
+        duplicate_window,
+        payload,
+        problems,
+    );
+    sees_duplicates(&keep, &subject, payload, problems);
 
+    let probe = {
+        let spec = spec.as_ref().map(|(spec, _)| spec);
+        probe::probe(probe, payload, spec, on_unknown.value, problems)
+    };
     let (spec, definition) = spec?;
     let namespace = namespace?;
     Some(ReadIdempotency {
@@ -146,10 +163,10 @@ fn written(
             on_unknown: on_unknown.value,
             keep: keep.value,
             resend_age: resend_age.value,
-            stale_events: StaleEvents::Mark,
-            possible_duplicate: PossibleDuplicate::Mark,
-            duplicate_window: DAY,
-            probe: None,
+            stale_events: subject.stale_events,
+            possible_duplicate: subject.possible_duplicate,
+            duplicate_window: subject.duplicate_window.value,
+            probe: probe?,
         },
         namespace,
         on_unknown,
@@ -226,6 +243,85 @@ fn long_enough(
                 "keep them for at least {} (the time window, or resend_age, and 43h36m of re-sends)",
                 format_duration(least)
             ));
+    }
+}
+
+/// What a message means to others about the same order or payment.
+struct SubjectRules {
+    stale_events: StaleEvents,
+    possible_duplicate: PossibleDuplicate,
+    duplicate_window: At<Duration>,
+}
+
+fn subject(
+    stale_events: Field<StaleEvents>,
+    possible_duplicate: Field<PossibleDuplicate>,
+    duplicate_window: Field<Duration>,
+    payload: PayloadKind,
+    problems: &mut Problems,
+) -> SubjectRules {
+    for (place, absent, wanted) in [
+        (
+            &stale_events.place,
+            stale_events.is_absent(),
+            PayloadKind::OrderIpn,
+        ),
+        (
+            &possible_duplicate.place,
+            possible_duplicate.is_absent(),
+            PayloadKind::Refund,
+        ),
+        (
+            &duplicate_window.place,
+            duplicate_window.is_absent(),
+            PayloadKind::Refund,
+        ),
+    ] {
+        if !absent && payload != wanted {
+            problems
+                .error(
+                    place,
+                    "other_payload",
+                    format!(
+                        "only means something with payload \"{}\", and this route's is \"{}\"",
+                        wanted.as_str(),
+                        payload.as_str()
+                    ),
+                )
+                .help("take the key out here");
+        }
+    }
+    SubjectRules {
+        stale_events: stale_events.or(StaleEvents::Mark).value,
+        possible_duplicate: possible_duplicate.or(PossibleDuplicate::Mark).value,
+        duplicate_window: duration(
+            duplicate_window,
+            DAY,
+            Duration::from_secs(1)..=LONGEST_DUPLICATE_WINDOW,
+            problems,
+        ),
+    }
+}
+
+/// A record that ends within the window is no longer seen as the first of two.
+fn sees_duplicates(
+    keep: &At<Duration>,
+    subject: &SubjectRules,
+    payload: PayloadKind,
+    problems: &mut Problems,
+) {
+    let window = &subject.duplicate_window;
+    if payload == PayloadKind::Refund && window.value > keep.value {
+        problems
+            .error(
+                &window.place,
+                "short_keep",
+                format!(
+                    "is longer than records are kept ({}), so that a first refund would be forgotten within it",
+                    format_duration(keep.value)
+                ),
+            )
+            .help("make `keep` longer, or this shorter");
     }
 }
 

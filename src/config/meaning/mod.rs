@@ -8,10 +8,13 @@ mod headers;
 mod idempotency;
 mod ledger;
 mod paths;
+mod postgres;
+mod probe;
 mod routes;
 mod secrets;
 mod server;
 mod signature;
+mod sqlite;
 mod upstreams;
 
 use std::ffi::OsString;
@@ -79,7 +82,7 @@ pub(crate) fn settings(written: Configuration, context: &mut Context<'_>) -> Opt
         },
         context.problems,
     );
-    let (ledger, volatility) = ledger::ledger(ledger, context);
+    let (ledger, volatility) = ledger::ledger(ledger, &routes, &upstreams, context);
     ledger::outbound(outbound, context.problems);
     let log = ledger::log(log);
 

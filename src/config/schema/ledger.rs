@@ -1,5 +1,7 @@
 //! `[ledger]`, `[outbound]` and `[log]`.
 
+use std::time::Duration;
+
 use super::SecretSource;
 use crate::config::problem::Problems;
 use crate::config::settings::LogFormat;
@@ -15,10 +17,13 @@ pub(crate) struct Ledger {
     pub(crate) max_records: Field<u64>,
     pub(crate) max_bytes: Field<ByteSize>,
     pub(crate) time_zone: Field<String>,
-    /// Of stores that are not available yet.
     pub(crate) path: Field<String>,
-    pub(crate) url: Field<SecretSource>,
     pub(crate) watermark: Field<String>,
+    pub(crate) allow_unsafe_filesystem: Field<bool>,
+    pub(crate) url: Field<SecretSource>,
+    pub(crate) ca: Field<String>,
+    pub(crate) connections: Field<u64>,
+    pub(crate) lease: Field<Duration>,
     pub(crate) require_existing: Field<bool>,
 }
 
@@ -31,8 +36,12 @@ impl Ledger {
             max_bytes: table.field("max_bytes"),
             time_zone: table.field("time_zone"),
             path: table.field("path"),
-            url: table.field("url"),
             watermark: table.field("watermark"),
+            allow_unsafe_filesystem: table.field("allow_unsafe_filesystem"),
+            url: table.field("url"),
+            ca: table.field("ca"),
+            connections: table.field("connections"),
+            lease: table.field("lease"),
             require_existing: table.field("require_existing"),
         }
     }
@@ -43,6 +52,17 @@ pub(crate) enum StoreWord {
     Memory,
     Sqlite,
     Postgres,
+}
+
+impl StoreWord {
+    /// As it is written.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Sqlite => "sqlite",
+            Self::Postgres => "postgres",
+        }
+    }
 }
 
 words!(StoreWord {

@@ -11,7 +11,9 @@ mod upstreams;
 
 pub(crate) use clients::{Client, NotAfter, SecretEntry, SecretSource};
 pub(crate) use ledger::{Ledger, Log, Outbound, StoreWord};
-pub(crate) use routes::{Condition, Idempotency, MethodWord, Route, Scalar, SignedPath};
+pub(crate) use routes::{
+    Condition, Idempotency, MethodWord, Probe, Route, Scalar, Sign, SignedPath, Signs,
+};
 pub(crate) use server::{Admin, PerFamily, Rate, Server, Signature, Tls};
 pub(crate) use upstreams::{HeaderSource, Upstream};
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::PerFamily;
 use crate::config::problem::Problems;
-use crate::config::settings::{AnswerSource, OnUnknown};
+use crate::config::settings::{AnswerSource, OnUnknown, PossibleDuplicate, StaleEvents};
 use crate::config::tree::{Node, Value};
 use crate::config::value::{At, ByteSize, Field, FromNode, table, words, wrong_type};
 use crate::tiki::PayloadKind;
@@ -153,6 +153,10 @@ pub(crate) struct Idempotency {
     pub(crate) on_unknown: Field<OnUnknown>,
     pub(crate) keep: Field<Duration>,
     pub(crate) resend_age: Field<Duration>,
+    pub(crate) stale_events: Field<StaleEvents>,
+    pub(crate) possible_duplicate: Field<PossibleDuplicate>,
+    pub(crate) duplicate_window: Field<Duration>,
+    pub(crate) probe: Field<Probe>,
 }
 
 impl FromNode for Idempotency {
@@ -164,6 +168,77 @@ impl FromNode for Idempotency {
             on_unknown: table.field("on_unknown"),
             keep: table.field("keep"),
             resend_age: table.field("resend_age"),
+            stale_events: table.field("stale_events"),
+            possible_duplicate: table.field("possible_duplicate"),
+            duplicate_window: table.field("duplicate_window"),
+            probe: table.field("probe"),
+        })
+    }
+}
+
+words!(StaleEvents {
+    "mark" => StaleEvents::Mark,
+    "drop" => StaleEvents::Drop,
+});
+
+words!(PossibleDuplicate {
+    "mark" => PossibleDuplicate::Mark,
+    "hold" => PossibleDuplicate::Hold,
+});
+
+/// `[routes.idempotency.probe]`
+pub(crate) struct Probe {
+    pub(crate) path: Field<String>,
+    pub(crate) timeout: Field<Duration>,
+    pub(crate) applied: Field<Signs>,
+    pub(crate) not_applied: Field<Signs>,
+}
+
+impl FromNode for Probe {
+    fn from_node(node: Node, problems: &mut Problems) -> Option<Self> {
+        table(node, problems, |table| Self {
+            path: table.field("path"),
+            timeout: table.field("timeout"),
+            applied: table.field("applied"),
+            not_applied: table.field("not_applied"),
+        })
+    }
+}
+
+/// One sign, or a list of them.
+pub(crate) struct Signs(pub(crate) Vec<At<Sign>>);
+
+impl FromNode for Signs {
+    fn from_node(node: Node, problems: &mut Problems) -> Option<Self> {
+        let node = node.settle(|value| matches!(value, Value::Table(_) | Value::Array(_)));
+        match node.value {
+            Value::Array(_) => Vec::from_node(node, problems).map(Self),
+            Value::Table(_) => {
+                let place = node.place.clone();
+                let value = Sign::from_node(node, problems)?;
+                Some(Self(vec![At { place, value }]))
+            }
+            _ => {
+                wrong_type(&node, "a table or an array of tables", problems);
+                None
+            }
+        }
+    }
+}
+
+/// `{ status, pointer, equals }`
+pub(crate) struct Sign {
+    pub(crate) status: Field<u64>,
+    pub(crate) pointer: Field<String>,
+    pub(crate) equals: Field<Scalar>,
+}
+
+impl FromNode for Sign {
+    fn from_node(node: Node, problems: &mut Problems) -> Option<Self> {
+        table(node, problems, |table| Self {
+            status: table.field("status"),
+            pointer: table.field("pointer"),
+            equals: table.field("equals"),
         })
     }
 }

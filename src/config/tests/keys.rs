@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 
-use super::super::{AnswerSource, Environment, OnUnknown, Rate, Settings, Store, effective};
+use super::super::{
+    AnswerSource, Environment, OnUnknown, PossibleDuplicate, Rate, Settings, StaleEvents, Store,
+    effective,
+};
 use super::{GOOD, good_but, only_error, only_warning, route_with, settings, table_with};
 use crate::net::ListenAddress;
 use crate::tiki::Family;
@@ -69,8 +72,12 @@ fn the_defaults_are_the_documented_ones() {
     );
     assert_eq!(hold.keep, Duration::from_secs(400 * 86_400));
     assert_eq!(hold.resend_age, Duration::ZERO);
+    assert_eq!(hold.possible_duplicate, PossibleDuplicate::Mark);
+    assert_eq!(hold.duplicate_window, Duration::from_secs(86_400));
+    assert_eq!(hold.probe, None);
     let resend = routes[0].idempotency.as_ref().unwrap();
     assert_eq!(resend.on_unknown, OnUnknown::Resend);
+    assert_eq!(resend.stale_events, StaleEvents::Mark);
     let Store::Memory {
         max_records,
         max_bytes,
@@ -234,22 +241,6 @@ fn what_is_not_built_yet_says_what_to_do_instead() {
             table_with("[upstreams.legacy]", "client_key = \"k\""),
             "upstreams.legacy.client_key",
         ),
-        (good_but("store = \"memory\"", ""), "ledger.store"),
-        (good_but("\"memory\"", "\"sqlite\""), "ledger.store"),
-        (good_but("\"memory\"", "\"postgres\""), "ledger.store"),
-        (table_with("[ledger]", "path = \"a.db\""), "ledger.path"),
-        (
-            table_with("[ledger]", "url = { env = \"DATABASE_URL\" }"),
-            "ledger.url",
-        ),
-        (
-            table_with("[ledger]", "watermark = \"a\""),
-            "ledger.watermark",
-        ),
-        (
-            table_with("[ledger]", "require_existing = true"),
-            "ledger.require_existing",
-        ),
         (
             format!(
                 "{GOOD}[outbound]\nlisten = \"127.0.0.1:8090\"\n[[outbound.accounts]]\nclient = \"wallet\"\nenvironment = \"sandbox\"\nfamily = \"tikivip\"\n"
@@ -265,7 +256,7 @@ fn what_is_not_built_yet_says_what_to_do_instead() {
         assert!(problem.help.is_some());
     }
     let off = table_with("[server]", "proxy_protocol = false\nallow = []");
-    settings(&off.replace("[ledger]\n", "[ledger]\nrequire_existing = false\n"));
+    settings(&off);
 }
 
 #[test]

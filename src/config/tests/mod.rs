@@ -4,9 +4,12 @@ mod between;
 mod keys;
 mod overrides;
 mod parts;
+mod probe;
 mod risks;
 mod samples;
 mod secrets;
+mod stores;
+mod subjects;
 mod ten;
 
 use std::ffi::OsString;

@@ -1,0 +1,154 @@
+//! `[ledger]` with `store = "postgres"`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tokio_postgres::config::Host;
+
+use super::{Context, ReadUpstream, count, duration, secrets};
+use crate::config::Secret;
+use crate::config::problem::Problems;
+use crate::config::schema::SecretSource;
+use crate::config::settings::PostgresStore;
+use crate::config::units::format_duration;
+use crate::config::value::{At, Field};
+
+/// The usual lease, unless a `settle_within` asks for more.
+const USUAL_LEASE: Duration = Duration::from_secs(150);
+/// What the usual lease adds to the longest `settle_within`.
+const USUAL_MARGIN: Duration = Duration::from_secs(90);
+/// What any lease has over the longest `settle_within`: a claim has to be recorded after its call.
+const LEAST_MARGIN: Duration = Duration::from_secs(10);
+const LONGEST_LEASE: Duration = Duration::from_secs(86_400);
+
+/// The keys of this store.
+pub(super) struct Keys {
+    pub(super) url: Field<SecretSource>,
+    pub(super) ca: Field<String>,
+    pub(super) connections: Field<u64>,
+    pub(super) lease: Field<Duration>,
+    pub(super) require_existing: Field<bool>,
+}
+
+/// Reads them.
+pub(super) fn postgres(
+    keys: Keys,
+    upstreams: &[ReadUpstream],
+    context: &mut Context<'_>,
+) -> Option<PostgresStore> {
+    let Keys {
+        url,
+        ca,
+        connections,
+        lease,
+        require_existing,
+    } = keys;
+    let url = read_url(url, context);
+    let ca = read_ca(ca, context);
+    let connections = count(connections, 8, 1..=64, context.problems);
+    let lease = read_lease(lease, upstreams, context.problems);
+    Some(PostgresStore {
+        url: url?,
+        ca: ca?,
+        connections,
+        lease,
+        require_existing: require_existing.or(false).value,
+    })
+}
+
+/// No message holds a byte of the URL, nor what its parser says of it: the password is in it.
+fn read_url(field: Field<SecretSource>, context: &mut Context<'_>) -> Option<Secret> {
+    if field.is_absent() {
+        context
+            .problems
+            .error(
+                &field.place,
+                "missing",
+                "is required with store = \"postgres\"",
+            )
+            .help("url = { env = \"DATABASE_URL\" }, or { file = \"...\" }");
+        return None;
+    }
+    let owner = field.place.clone();
+    let read = secrets::read(field.written()?.value, &owner, context)?;
+    let Some(fault) = url_fault(read.secret.expose()) else {
+        return Some(read.secret);
+    };
+    context
+        .problems
+        .error(&read.place, "bad_url", fault)
+        .help("it reads postgres://USER:PASSWORD@HOST:PORT/DATABASE, with `%`, `@`, `:` and `/` inside the password as %XX");
+    None
+}
+
+fn url_fault(url: &[u8]) -> Option<&'static str> {
+    let text = std::str::from_utf8(url).unwrap_or_default();
+    let schemes = ["postgres://", "postgresql://"];
+    if !schemes.iter().any(|scheme| text.starts_with(scheme)) {
+        return Some("what it names is no PostgreSQL URL: one starts with postgres://");
+    }
+    let Ok(parsed) = text.parse::<tokio_postgres::Config>() else {
+        return Some("what it names is no PostgreSQL URL");
+    };
+    let named = |host: &Host| match host {
+        Host::Tcp(name) => !name.is_empty(),
+        Host::Unix(_) => true,
+    };
+    if parsed.get_hosts().is_empty() || !parsed.get_hosts().iter().all(named) {
+        return Some("the PostgreSQL URL names no host");
+    }
+    if parsed.get_user().is_none_or(str::is_empty) {
+        return Some("the PostgreSQL URL names no user");
+    }
+    None
+}
+
+/// The outer `None`: something is wrong, and was reported.
+fn read_ca(field: Field<String>, context: &mut Context<'_>) -> Option<Option<PathBuf>> {
+    if field.is_absent() {
+        return Some(None);
+    }
+    let At { place, value } = field.written()?;
+    let path = context.path(&value);
+    let fault = match std::fs::read(&path) {
+        Err(error) => format!("the file can't be read: {error}"),
+        Ok(bytes) => match CertificateDer::pem_slice_iter(&bytes).next() {
+            Some(Ok(_)) => return Some(Some(path)),
+            Some(Err(_)) | None => "the file holds no certificate in PEM".to_owned(),
+        },
+    };
+    context.problems.error(&place, "bad_ca", fault);
+    None
+}
+
+/// A lease that ends while the call still runs would call it unknown, and hold it, before its time.
+fn read_lease(
+    field: Field<Duration>,
+    upstreams: &[ReadUpstream],
+    problems: &mut Problems,
+) -> Duration {
+    let longest = upstreams
+        .iter()
+        .map(|upstream| upstream.settle_within)
+        .max()
+        .unwrap_or_default();
+    let usual = USUAL_LEASE.max(longest + USUAL_MARGIN);
+    let lease = duration(field, usual, LEAST_MARGIN..=LONGEST_LEASE, problems);
+    let least = longest + LEAST_MARGIN;
+    if lease.value < least {
+        problems
+            .error(
+                &lease.place,
+                "short_lease",
+                "would end while a call to a backend may still run, so that its outcome is called unknown too early",
+            )
+            .help(format!(
+                "make it at least {} (the longest settle_within, and 10s), or leave it out for {}",
+                format_duration(least),
+                format_duration(usual)
+            ));
+    }
+    lease.value
+}
