@@ -57,13 +57,6 @@ pub struct Message {
 #[derive(Debug)]
 struct Seal;
 
-impl Message {
-    /// When Tiki must have its answer.
-    pub(super) fn answer_by(&self) -> Instant {
-        answer_by(&self.facts, &self.plan)
-    }
-}
-
 /// A client with all that can be prepared for it.
 pub struct ClientPlan {
     /// As configured.
@@ -226,7 +219,8 @@ where
     })
 }
 
-fn answer_by(facts: &Facts, plan: &RoutePlan) -> Instant {
+/// When Tiki must have its answer.
+pub(super) fn answer_by(facts: &Facts, plan: &RoutePlan) -> Instant {
     Instant::from_std(facts.first_byte) + plan.upstream.answer_within
 }
 

@@ -2,57 +2,68 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Instant as StdInstant;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
-use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
-use smallvec::SmallVec;
+use http::Request;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tower::limit::{ConcurrencyLimit, GlobalConcurrencyLimitLayer};
-use tower::{Layer, Service};
+use tower::{Layer, Service, ServiceExt};
 
 use crate::client::{BackendAnswer, ConnectionKind, SendFaultKind, Sent, Upstream};
+use crate::config::OnUnknown;
 use crate::failpoint;
 use crate::ledger::{Fence, Ledger, LedgerError, PermitError};
-use crate::tiki::PayloadKind;
 
-use super::authenticate::Message;
+use super::Gate;
+use super::parcel::Parcel;
 use super::refusal::UpstreamFault;
+use super::route::RoutePlan;
 use super::running::{Running, Stage};
-use super::validate::Identity;
-
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-const ATTEMPT: HeaderName = HeaderName::from_static("x-tikigate-attempt");
-const CLIENT_ID: HeaderName = HeaderName::from_static("x-tikigate-client-id");
-const PARTNER_CODE: HeaderName = HeaderName::from_static("x-tikigate-partner-code");
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// The word for a call that never left, where no finer one is known.
 pub(super) const NOT_SENT: &str = "not_sent";
 
-/// One call to the backend.
-pub(super) struct Outgoing {
-    /// What is sent.
-    pub(super) request: Request<Bytes>,
-    /// On which connection.
-    pub(super) kind: ConnectionKind,
-    /// Bytes of the answer that are kept.
-    pub(super) answer_limit: usize,
-    /// Nothing is sent after this.
-    pub(super) send_by: Instant,
-    /// The answer is waited for until then.
-    pub(super) settle_by: Instant,
-    /// The claim that is checked just before the first byte.
-    pub(super) fence: Option<(Arc<dyn Ledger>, Fence)>,
-    /// Told when a byte may have gone out.
+/// The in-flight cap gave no permit while Tiki waited.
+pub(super) const OVERLOADED: &str = "overloaded";
+
+/// Connections that are tried for one call: kept ones that turned out to be closed before a byte was
+/// written, and at last another.
+const CONNECTIONS: usize = 3;
+
+/// How a parcel is sent.
+pub(super) struct Sending {
+    /// The claim that it is sent under.
+    pub(super) fence: Option<Fence>,
+    /// Told how far it has come.
     pub(super) running: Option<Arc<Running>>,
+    /// Which try of its message it is.
+    pub(super) attempt: u32,
+    /// Until when.
+    pub(super) deadlines: Deadlines,
+}
+
+/// Until when an attempt may do what.
+#[derive(Clone, Copy)]
+pub(super) struct Deadlines {
+    /// Tiki's deadline: nothing is sent after it.
+    pub(super) send_by: Instant,
+    /// The backend's.
+    pub(super) settle_by: Instant,
+}
+
+impl Deadlines {
+    /// Of a parcel that is claimed.
+    pub(super) fn of(parcel: &Parcel) -> Self {
+        let start = Instant::from_std(parcel.facts.first_byte);
+        Self {
+            send_by: parcel.answer_by(),
+            settle_by: start + parcel.plan.upstream.settle_within,
+        }
+    }
 }
 
 /// Why a call to the backend brought no whole answer.
@@ -70,6 +81,119 @@ pub(super) enum ForwardFault {
     TimedOut,
     /// It may have been sent.
     MaybeSent(UpstreamFault),
+}
+
+/// Sends a parcel through the tower stack of its backend.
+pub(super) async fn forward(
+    gate: &Gate,
+    parcel: &Parcel,
+    sending: Sending,
+) -> Result<BackendAnswer, ForwardFault> {
+    let started = StdInstant::now();
+    let aborted = gate.common.abort.cancelled();
+    let running = sending.running.clone();
+    if let Some(running) = &running {
+        running.reach(Stage::Waiting);
+    }
+    let result = tokio::select! {
+        biased;
+        result = on_connections(gate, parcel, sending) => result,
+        () = aborted => Err(match running {
+            Some(running) if !running.has_reached(Stage::Sending) => ForwardFault::NotSent(NOT_SENT),
+            _ => ForwardFault::MaybeSent(UpstreamFault::Abandoned),
+        }),
+    };
+    let took = started.elapsed();
+    gate.metrics.upstream(parcel.plan.label, took);
+    let facts = &parcel.facts;
+    let _ = facts.upstream_took.set(took);
+    let unreachable =
+        matches!(&result, Err(ForwardFault::NotSent(word)) if word.starts_with("connect_"));
+    if unreachable || result.is_ok() {
+        note(
+            &gate.common.unreachable[parcel.plan.route.upstream],
+            unreachable,
+        );
+    }
+    if let Ok(answer) = &result {
+        let _ = facts.upstream_status.set(answer.status.as_u16());
+    }
+    result
+}
+
+/// Notes a trouble, or that it is over. Looked at first: a store on each call would move the flag's
+/// cache line between the workers' cores.
+pub(super) fn note(flag: &AtomicBool, trouble: bool) {
+    if flag.load(Ordering::Relaxed) != trouble {
+        flag.store(trouble, Ordering::Relaxed);
+    }
+}
+
+/// Sends on one connection after another, as long as it is certain that none took a byte.
+async fn on_connections(
+    gate: &Gate,
+    parcel: &Parcel,
+    sending: Sending,
+) -> Result<BackendAnswer, ForwardFault> {
+    for _ in 0..CONNECTIONS {
+        match on_one_connection(gate, parcel, &sending).await {
+            Err(ForwardFault::Stale) => {}
+            other => return other,
+        }
+    }
+    Err(ForwardFault::NotSent(NOT_SENT))
+}
+
+async fn on_one_connection(
+    gate: &Gate,
+    parcel: &Parcel,
+    sending: &Sending,
+) -> Result<BackendAnswer, ForwardFault> {
+    let request = parcel
+        .request(sending.attempt)
+        .map_err(|_| ForwardFault::NotSent(NOT_SENT))?;
+    let mut stack = gate.stacks[parcel.plan.route.upstream].clone();
+    let ready = tokio::time::timeout_at(sending.deadlines.send_by, stack.ready()).await;
+    let stack = ready.map_err(|_| ForwardFault::NotSent(OVERLOADED))??;
+    let fence = sending.fence;
+    let outgoing = Outgoing {
+        request,
+        kind: connection_kind(&parcel.plan),
+        answer_limit: parcel.plan.route.answer_limit,
+        send_by: sending.deadlines.send_by,
+        settle_by: sending.deadlines.settle_by,
+        fence: fence.map(|fence| (Arc::clone(&gate.common.ledger), fence)),
+        running: sending.running.clone(),
+    };
+    stack.call(outgoing).await
+}
+
+/// A kept connection that the backend closes at the wrong moment can't be told from a lost answer,
+/// so calls that must not be repeated on a guess get a fresh one.
+fn connection_kind(plan: &RoutePlan) -> ConnectionKind {
+    let rule = plan.route.idempotency.as_ref();
+    match rule.map(|rule| rule.on_unknown) {
+        Some(OnUnknown::Hold) => ConnectionKind::Fresh,
+        Some(OnUnknown::Resend) | None => ConnectionKind::Pooled,
+    }
+}
+
+/// One call to the backend.
+pub(super) struct Outgoing {
+    /// What is sent.
+    pub(super) request: Request<Bytes>,
+    /// On which connection.
+    pub(super) kind: ConnectionKind,
+    /// Bytes of the answer that are kept.
+    pub(super) answer_limit: usize,
+    /// Nothing is sent after this.
+    pub(super) send_by: Instant,
+    /// The answer is waited for until then.
+    pub(super) settle_by: Instant,
+    /// The claim that is checked just before the first byte.
+    pub(super) fence: Option<(Arc<dyn Ledger>, Fence)>,
+    /// Told when a byte may have gone out.
+    pub(super) running: Option<Arc<Running>>,
 }
 
 /// A backend behind its in-flight cap. The permit is held until the call has settled, though Tiki
@@ -143,153 +267,4 @@ fn maybe_sent(kind: SendFaultKind) -> ForwardFault {
         SendFaultKind::Incomplete => UpstreamFault::Incomplete,
         SendFaultKind::Protocol => UpstreamFault::Protocol,
     })
-}
-
-/// The request that the backend gets: the gate's own head and the caller's bytes.
-///
-/// Of the caller's head come along: `Accept`, a well-formed trace context, what the route lists in
-/// `forward_headers`, on `any` routes the `Content-Type`, and on GET the query.
-pub(super) fn clean_request(
-    message: &Message,
-    identity: Option<&Identity>,
-    attempt: u32,
-) -> Result<Request<Bytes>, http::Error> {
-    let plan = &message.plan;
-    let mut request = Request::new(message.body.clone());
-    *request.method_mut() = plan.route.method.clone();
-    *request.uri_mut() = target(message)?;
-    *request.headers_mut() = clean_headers(message, identity, attempt)?;
-    Ok(request)
-}
-
-/// The backend's path; a caller's query (signed on GET routes, refused on others) is put behind it.
-fn target(message: &Message) -> Result<Uri, http::Error> {
-    let fixed = &message.plan.target;
-    let Some(query) = message.head.uri.query().filter(|_| message.plan.is_safe()) else {
-        return Ok(Uri::from(fixed.clone()));
-    };
-    let joint = if fixed.query().is_some() { '&' } else { '?' };
-    let whole = PathAndQuery::try_from(format!("{fixed}{joint}{query}"))?;
-    Ok(Uri::from(whole))
-}
-
-fn clean_headers(
-    message: &Message,
-    identity: Option<&Identity>,
-    attempt: u32,
-) -> Result<HeaderMap, http::Error> {
-    let plan = &message.plan;
-    let facts = &message.facts;
-    let offered = Offered::by(&message.head.headers);
-    let mut headers = HeaderMap::with_capacity(20);
-    headers.insert(HOST, plan.upstream.host.clone());
-    if !plan.is_safe() {
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(message.body.len()));
-    }
-    if plan.route.payload == PayloadKind::Any {
-        offered.copy(&CONTENT_TYPE, &mut headers);
-    } else {
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    }
-    offered.copy(&ACCEPT, &mut headers);
-    for name in &plan.route.forward_headers {
-        offered.copy(name, &mut headers);
-    }
-    if let Some(trace) = &facts.trace {
-        headers.insert(TRACEPARENT, HeaderValue::from_bytes(trace.as_bytes())?);
-        offered.copy(&TRACESTATE, &mut headers);
-    }
-    if !plan.route.strip_signature {
-        let family = message.family;
-        for name in [
-            family.timestamp_header(),
-            family.client_id_header(),
-            family.signature_header(),
-        ] {
-            offered.copy(name, &mut headers);
-        }
-    }
-    if let Some(identity) = identity {
-        headers.insert(IDEMPOTENCY_KEY, key_value(&identity.key.message)?);
-    }
-    headers.insert(ATTEMPT, HeaderValue::from(attempt));
-    headers.insert(CLIENT_ID, message.client.id_value.clone());
-    if let Some(partner_code) = &message.client.partner_code {
-        headers.insert(PARTNER_CODE, partner_code.clone());
-    }
-    headers.insert(
-        REQUEST_ID,
-        HeaderValue::from_str(facts.request_id.as_str())?,
-    );
-    headers.insert(
-        FORWARDED_FOR,
-        HeaderValue::from_str(facts.address_text.as_str())?,
-    );
-    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
-    for (name, secret) in &plan.upstream.set_headers {
-        let mut value = HeaderValue::from_bytes(secret.expose())?;
-        value.set_sensitive(true);
-        headers.insert(name, value);
-    }
-    Ok(headers)
-}
-
-/// What the caller's head offers to be passed on.
-struct Offered<'a> {
-    headers: &'a HeaderMap,
-    /// What its `Connection` lists: that ends here (RFC 9110, section 7.6.1).
-    ends_here: SmallVec<[&'a [u8]; 2]>,
-}
-
-impl<'a> Offered<'a> {
-    fn by(headers: &'a HeaderMap) -> Self {
-        let lines = headers.get_all(CONNECTION).iter();
-        let options = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
-        let ends_here = options.map(<[u8]>::trim_ascii).collect();
-        Self { headers, ends_here }
-    }
-
-    fn copy(&self, name: &HeaderName, to: &mut HeaderMap) {
-        let is_name = |option: &&[u8]| option.eq_ignore_ascii_case(name.as_str().as_bytes());
-        if self.ends_here.iter().any(is_name) {
-            return;
-        }
-        for value in self.headers.get_all(name) {
-            to.append(name, value.clone());
-        }
-    }
-}
-
-/// A key as a header's value: visible ASCII as it is, the rest and `%` percent-encoded, so that no
-/// backend trims or misreads it.
-fn key_value(key: &str) -> Result<HeaderValue, http::Error> {
-    if key
-        .bytes()
-        .all(|byte| byte.is_ascii_graphic() && byte != b'%')
-    {
-        return Ok(HeaderValue::try_from(key)?);
-    }
-    let mut encoded = String::with_capacity(key.len() * 3);
-    for byte in key.bytes() {
-        if byte.is_ascii_graphic() && byte != b'%' {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    Ok(HeaderValue::try_from(encoded)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_survives_as_a_header() {
-        let value = |key: &str| key_value(key).unwrap().to_str().unwrap().to_owned();
-        assert_eq!(value("r-1|x"), "r-1|x");
-        assert_eq!(value(" r 1"), "%20r%201");
-        assert_eq!(value("100%"), "100%25");
-        assert_eq!(value("hoàn"), "ho%C3%A0n");
-    }
 }

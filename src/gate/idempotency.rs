@@ -14,9 +14,9 @@ use crate::ledger::Fingerprint;
 use super::Gate;
 use super::answer::Answer;
 use super::attempt;
+use super::parcel::Parcel;
 use super::refusal::{LedgerFault, Overload, Refusal, Wait};
 use super::running::{Entry, LOST, Lead, RunKey, Running, Stage, Verdict};
-use super::signatures::SignatureKey;
 use super::throttle::Claimable;
 
 /// Runs the call, or finds what became of it, and answers before Tiki's deadline.
@@ -24,26 +24,27 @@ use super::throttle::Claimable;
 /// # Errors
 /// Any refusal from [`Refusal::Conflict`] on down the table of answers.
 pub async fn idempotency(gate: &Arc<Gate>, claimable: Claimable) -> Result<Answer, Refusal> {
-    if claimable.identity.is_none() && claimable.message.plan.is_safe() {
-        return attempt::fetch(gate, claimable).await;
+    let parcel = Parcel::from(claimable);
+    if parcel.identity.is_none() && parcel.plan.is_safe() {
+        return attempt::fetch(gate, parcel).await;
     }
-    let (key, fingerprint) = run_key(&claimable);
+    let (key, fingerprint) = run_key(&parcel);
     loop {
         match gate.common.running.enter(key.clone(), fingerprint) {
             Entry::Conflict => return Err(Refusal::Conflict),
             Entry::Crowded => return Err(Refusal::InProgress(Wait::Crowded)),
-            Entry::Lead(lead) => return run(gate, claimable, lead).await,
+            Entry::Lead(lead) => return run(gate, parcel, lead).await,
             // Its verdict is about other money fields: wait for it, then ask the ledger.
             Entry::Await(joined) => {
                 let over = joined.running().verdict();
-                let answer_by = claimable.message.answer_by();
+                let answer_by = parcel.answer_by();
                 if tokio::time::timeout_at(answer_by, over).await.is_err() {
                     return Err(Refusal::InProgress(Wait::Deadline));
                 }
             }
             Entry::Join(joined) => {
                 let waiting = joined.running().verdict();
-                match tokio::time::timeout_at(claimable.message.answer_by(), waiting).await {
+                match tokio::time::timeout_at(parcel.answer_by(), waiting).await {
                     Err(_) => return Err(Refusal::InProgress(Wait::Deadline)),
                     Ok(Verdict::Shared(result)) => return result,
                     // That was about the first caller alone; this one asks for itself.
@@ -54,24 +55,21 @@ pub async fn idempotency(gate: &Arc<Gate>, claimable: Claimable) -> Result<Answe
     }
 }
 
-fn run_key(claimable: &Claimable) -> (RunKey, Option<Fingerprint>) {
-    match &claimable.identity {
+fn run_key(parcel: &Parcel) -> (RunKey, Option<Fingerprint>) {
+    match &parcel.identity {
         Some(identity) => (
             RunKey::Message(identity.key.clone()),
             Some(identity.fingerprint),
         ),
-        None => (
-            RunKey::Signature(SignatureKey::from(&claimable.message.mac)),
-            None,
-        ),
+        None => (RunKey::Signature(parcel.signature), None),
     }
 }
 
 /// Runs the attempt and waits for it until Tiki's deadline.
-async fn run(gate: &Arc<Gate>, claimable: Claimable, lead: Lead) -> Result<Answer, Refusal> {
-    let answer_by = claimable.message.answer_by();
+async fn run(gate: &Arc<Gate>, parcel: Parcel, lead: Lead) -> Result<Answer, Refusal> {
+    let answer_by = parcel.answer_by();
     let running = Arc::clone(lead.running());
-    let attempt = attempt::detached(Arc::clone(gate), claimable, lead);
+    let attempt = attempt::detached(Arc::clone(gate), parcel, lead);
     let attempt = Detachable {
         future: Some(Box::pin(gate.common.tasks.track_future(attempt))),
     };

@@ -33,6 +33,7 @@ pub mod idempotency;
 mod limits;
 mod observe;
 mod outcome;
+mod parcel;
 mod record;
 mod refusal;
 mod respond;
@@ -40,6 +41,7 @@ pub mod route;
 mod running;
 pub mod signatures;
 pub mod throttle;
+mod understand;
 pub mod validate;
 
 use std::convert::Infallible;

@@ -1,0 +1,248 @@
+//! What goes to the backend: a call that the steps let through, or one that the ledger kept.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use crate::config::Upstream;
+use crate::ledger::KeptRequest;
+use crate::tiki::PayloadKind;
+
+use super::authenticate::{ClientPlan, Message, answer_by};
+use super::bind::Standing;
+use super::call::Facts;
+use super::route::RoutePlan;
+use super::signatures::SignatureKey;
+use super::throttle::Claimable;
+use super::validate::Identity;
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const ATTEMPT: HeaderName = HeaderName::from_static("x-tikigate-attempt");
+const CLIENT_ID: HeaderName = HeaderName::from_static("x-tikigate-client-id");
+const PARTNER_CODE: HeaderName = HeaderName::from_static("x-tikigate-partner-code");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// What an attempt sends, and what it is told by.
+#[derive(Debug)]
+pub(super) struct Parcel {
+    pub(super) facts: Arc<Facts>,
+    pub(super) plan: Arc<RoutePlan>,
+    pub(super) client: Arc<ClientPlan>,
+    /// What duplicates are told by; none on routes without idempotency.
+    pub(super) identity: Option<Identity>,
+    pub(super) standing: Standing,
+    /// What of the caller's head goes along: see [`passed_on`].
+    pub(super) passed_on: Vec<(HeaderName, HeaderValue)>,
+    /// The body as received.
+    pub(super) body: Bytes,
+    /// What tells copies on a route without keys.
+    pub(super) signature: SignatureKey,
+    /// As the caller wrote it; of a GET its query goes along.
+    uri: Uri,
+}
+
+impl From<Claimable> for Parcel {
+    fn from(claimable: Claimable) -> Self {
+        let Claimable {
+            message,
+            identity,
+            standing,
+            ..
+        } = claimable;
+        Self {
+            passed_on: passed_on(&message),
+            signature: SignatureKey::from(&message.mac),
+            facts: message.facts,
+            plan: message.plan,
+            client: message.client,
+            identity,
+            standing,
+            body: message.body,
+            uri: message.head.uri,
+        }
+    }
+}
+
+impl Parcel {
+    /// When Tiki must have its answer.
+    pub(super) fn answer_by(&self) -> Instant {
+        answer_by(&self.facts, &self.plan)
+    }
+
+    /// What the ledger keeps of it, so that it can be sent again without its caller.
+    pub(super) fn to_keep(&self) -> KeptRequest {
+        KeptRequest {
+            headers: self.passed_on.clone(),
+            body: self.body.clone(),
+        }
+    }
+
+    /// The request that the backend gets: the gate's own head, what goes along of the caller's, and
+    /// the caller's bytes.
+    pub(super) fn request(&self, attempt: u32) -> Result<Request<Bytes>, http::Error> {
+        let mut request = Request::new(self.body.clone());
+        *request.method_mut() = self.plan.route.method.clone();
+        *request.uri_mut() = self.target()?;
+        *request.headers_mut() = self.headers(attempt)?;
+        Ok(request)
+    }
+
+    /// The backend's path; a caller's query (signed on GET routes, refused on others) is put behind it.
+    fn target(&self) -> Result<Uri, http::Error> {
+        let fixed = &self.plan.target;
+        let Some(query) = self.uri.query().filter(|_| self.plan.is_safe()) else {
+            return Ok(Uri::from(fixed.clone()));
+        };
+        let joint = if fixed.query().is_some() { '&' } else { '?' };
+        let whole = PathAndQuery::try_from(format!("{fixed}{joint}{query}"))?;
+        Ok(Uri::from(whole))
+    }
+
+    fn headers(&self, attempt: u32) -> Result<HeaderMap, http::Error> {
+        let plan = &self.plan;
+        let facts = &self.facts;
+        let mut headers = HeaderMap::with_capacity(20);
+        headers.insert(HOST, plan.upstream.host.clone());
+        if !plan.is_safe() {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(self.body.len()));
+        }
+        if plan.route.payload != PayloadKind::Any {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        for (name, value) in &self.passed_on {
+            headers.append(name, value.clone());
+        }
+        if let Some(identity) = &self.identity {
+            headers.insert(IDEMPOTENCY_KEY, key_value(&identity.key.message)?);
+        }
+        headers.insert(ATTEMPT, HeaderValue::from(attempt));
+        headers.insert(CLIENT_ID, self.client.id_value.clone());
+        if let Some(partner_code) = &self.client.partner_code {
+            headers.insert(PARTNER_CODE, partner_code.clone());
+        }
+        headers.insert(
+            REQUEST_ID,
+            HeaderValue::from_str(facts.request_id.as_str())?,
+        );
+        headers.insert(
+            FORWARDED_FOR,
+            HeaderValue::from_str(facts.address_text.as_str())?,
+        );
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+        add_secrets(&plan.upstream, &mut headers)?;
+        Ok(headers)
+    }
+}
+
+/// The upstream's `set_headers`.
+pub(super) fn add_secrets(upstream: &Upstream, headers: &mut HeaderMap) -> Result<(), http::Error> {
+    for (name, secret) in &upstream.set_headers {
+        let mut value = HeaderValue::from_bytes(secret.expose())?;
+        value.set_sensitive(true);
+        headers.insert(name, value);
+    }
+    Ok(())
+}
+
+/// What of the caller's head goes to the backend: `Accept`, a well-formed trace context, what the
+/// route lists in `forward_headers`, on `any` routes the `Content-Type`, and the signature unless it
+/// is to be stripped. On routes that hold the ledger keeps it for a later attempt.
+fn passed_on(message: &Message) -> Vec<(HeaderName, HeaderValue)> {
+    let route = &message.plan.route;
+    let offered = Offered::by(&message.head.headers);
+    let mut along = Vec::with_capacity(8);
+    if route.payload == PayloadKind::Any {
+        offered.copy(&CONTENT_TYPE, &mut along);
+    }
+    offered.copy(&ACCEPT, &mut along);
+    for name in &route.forward_headers {
+        offered.copy(name, &mut along);
+    }
+    // Whatever the caller's `Connection` says: a trace goes on behind us.
+    if let Some(Ok(trace)) =
+        (message.facts.trace.as_ref()).map(|trace| HeaderValue::from_bytes(trace.as_bytes()))
+    {
+        along.push((TRACEPARENT, trace));
+        offered.copy(&TRACESTATE, &mut along);
+    }
+    if !route.strip_signature {
+        let family = message.family;
+        for name in [
+            family.timestamp_header(),
+            family.client_id_header(),
+            family.signature_header(),
+        ] {
+            offered.copy(name, &mut along);
+        }
+    }
+    along
+}
+
+/// What the caller's head offers to be passed on.
+struct Offered<'a> {
+    headers: &'a HeaderMap,
+    /// What its `Connection` lists: that ends here (RFC 9110, section 7.6.1).
+    ends_here: SmallVec<[&'a [u8]; 2]>,
+}
+
+impl<'a> Offered<'a> {
+    fn by(headers: &'a HeaderMap) -> Self {
+        let lines = headers.get_all(CONNECTION).iter();
+        let options = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+        let ends_here = options.map(<[u8]>::trim_ascii).collect();
+        Self { headers, ends_here }
+    }
+
+    fn copy(&self, name: &HeaderName, to: &mut Vec<(HeaderName, HeaderValue)>) {
+        let is_name = |option: &&[u8]| option.eq_ignore_ascii_case(name.as_str().as_bytes());
+        if self.ends_here.iter().any(is_name) {
+            return;
+        }
+        for value in self.headers.get_all(name) {
+            to.push((name.clone(), value.clone()));
+        }
+    }
+}
+
+/// A key as a header's value: visible ASCII as it is, the rest and `%` percent-encoded, so that no
+/// backend trims or misreads it.
+fn key_value(key: &str) -> Result<HeaderValue, http::Error> {
+    if key
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && byte != b'%')
+    {
+        return Ok(HeaderValue::try_from(key)?);
+    }
+    let mut encoded = String::with_capacity(key.len() * 3);
+    for byte in key.bytes() {
+        if byte.is_ascii_graphic() && byte != b'%' {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    Ok(HeaderValue::try_from(encoded)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_survives_as_a_header() {
+        let value = |key: &str| key_value(key).unwrap().to_str().unwrap().to_owned();
+        assert_eq!(value("r-1|x"), "r-1|x");
+        assert_eq!(value(" r 1"), "%20r%201");
+        assert_eq!(value("100%"), "100%25");
+        assert_eq!(value("hoàn"), "ho%C3%A0n");
+    }
+}
