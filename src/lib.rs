@@ -28,5 +28,6 @@ pub mod ledger;
 pub mod metrics;
 pub mod net;
 pub mod server;
+pub mod store;
 pub mod telemetry;
 pub mod tiki;

@@ -10,6 +10,7 @@
 
 mod control;
 mod drain;
+mod ledger;
 mod readiness;
 
 use std::io;
@@ -18,9 +19,9 @@ use std::thread::JoinHandle;
 
 use crate::admin::{self, AdminSettings};
 use crate::clock::Clock;
-use crate::config::{Settings, Store};
+use crate::config::Settings;
 use crate::gate::{Common, Gate};
-use crate::ledger::{DefineError, Ledger, MemoryLedger, MemoryLimits, Owner};
+use crate::ledger::{DefineError, Ledger, Owner};
 use crate::metrics::{Metrics, Sources};
 use crate::net::ListenAddress;
 use crate::server::{self, BindError};
@@ -57,6 +58,9 @@ pub enum StartError {
     /// The admin token can't be made or read.
     #[error("{0}")]
     Token(io::Error),
+    /// The ledger can't be used; says what to do.
+    #[error("the ledger can't be used: {0}")]
+    Ledger(String),
     /// A setting that `check` should have refused.
     #[error("{0}")]
     Settings(String),
@@ -73,8 +77,8 @@ impl App {
     pub fn start(settings: Settings, clock: Clock, log: &LogHandle) -> Result<Self, StartError> {
         let settings = Arc::new(settings);
         let workers = settings.server.workers.max(1);
-        let ledger = open_ledger(&settings, &clock)?;
-        define_namespaces(&settings, ledger.as_ref())?;
+        let ledger = ledger::open(&settings, &clock)?;
+        ledger::define_namespaces(&settings, ledger.as_ref())?;
         let tokens = admin::token::ensure_token(&settings.ledger.directory, &settings.admin.tokens)
             .map_err(StartError::Token)?;
         let listeners = server::bind(&settings.server.listen, workers)?;
@@ -96,6 +100,8 @@ impl App {
             ..Sources::default()
         };
         let metrics = Metrics::new(Common::labels(&settings, sources), workers);
+        let commits = Arc::clone(&metrics);
+        ledger.observe_commits(Box::new(move |took| commits.ledger_commit(took)));
         let life = Arc::new(Life::new());
 
         let mut threads = Vec::with_capacity(workers + 1);
@@ -173,6 +179,7 @@ impl App {
             // A panic in it was reported when it happened.
             let _ = thread.join();
         }
+        ledger::close(self.ledger.as_ref());
     }
 }
 
@@ -243,40 +250,6 @@ impl Worker {
         // Detached calls live on this thread's runtime: it stays until the last of them is recorded.
         common.settled().await;
     }
-}
-
-fn open_ledger(settings: &Settings, clock: &Clock) -> Result<Arc<dyn Ledger>, StartError> {
-    match &settings.ledger.store {
-        Store::Memory {
-            max_records,
-            max_bytes,
-        } => {
-            let limits = MemoryLimits {
-                max_records: *max_records,
-                max_bytes: *max_bytes,
-            };
-            Ok(Arc::new(MemoryLedger::new(clock.clone(), limits)))
-        }
-        Store::Sqlite(_) | Store::Postgres(_) => Err(StartError::Settings(
-            "this store is not available yet".to_owned(),
-        )),
-    }
-}
-
-/// Ties the routes' namespaces to their definitions before anything is served. On a thread of its
-/// own, so that a gate can be started from within somebody's runtime.
-fn define_namespaces(settings: &Settings, ledger: &dyn Ledger) -> Result<(), StartError> {
-    let define = || {
-        let runtime = runtime().map_err(StartError::System)?;
-        for (namespace, definition) in Common::namespaces(settings) {
-            runtime
-                .block_on(ledger.define(Arc::clone(&namespace), definition))
-                .map_err(|source| StartError::Namespace { namespace, source })?;
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| scope.spawn(define).join())
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn spawn(

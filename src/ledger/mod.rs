@@ -21,6 +21,7 @@ mod conformance;
 mod errors;
 mod memory;
 mod reply;
+mod sqlite;
 mod sweep;
 mod transition;
 mod types;
@@ -28,12 +29,16 @@ mod types;
 pub use errors::{DefineError, LedgerError, PermitError, ResolveError};
 pub use memory::{MemoryLedger, MemoryLimits};
 pub use reply::Reply;
+pub use sqlite::SqliteLedger;
 pub use types::{
     Admission, Cause, Claim, ClaimOutcome, Definition, Event, Fence, Fields, Filter, Fingerprint,
     Hold, KeptAnswer, KeptRequest, Key, LIST_LIMIT, Marks, NAME_LIMIT, Owner, Page, Policy,
     REASON_LIMIT, Record, RecordId, Reopening, Resolution, SIGHTING_PAUSE, Seen, SendPermit,
     Settled, Settlement, Sighting, State, Stats, Subject, SubjectRule, Trouble, Verdict,
 };
+
+/// Told how long each durable commit took.
+pub type CommitObserver = Box<dyn Fn(std::time::Duration) + Send + Sync>;
 
 /// A store of records.
 ///
@@ -102,6 +107,12 @@ pub trait Ledger: Send + Sync + 'static {
     /// What is wrong with the store now, if anything is. Never waits.
     fn trouble(&self) -> Option<Trouble> {
         None
+    }
+
+    /// Calls `observer` with the time of each durable commit from now on.
+    fn observe_commits(&self, observer: CommitObserver) {
+        // A store that makes nothing durable has nothing to tell.
+        drop(observer);
     }
 
     /// Ends the use of the store: what is committed is brought into its resting place and locks are

@@ -24,7 +24,7 @@ mod settling;
 mod words;
 
 pub(super) use claiming::{Siblings, admits, claim_again, create};
-pub(super) use settling::{lapse, permit, settle};
+pub(super) use settling::{lapse, permit, permit_until, settle};
 pub(super) use words::{is_attributed, reopen, resolve, sighted};
 
 /// Bytes of a cause that are kept; causes are short stable words.
@@ -117,7 +117,8 @@ pub(super) fn may_forget(record: &Record, now: SystemTime) -> bool {
 }
 
 impl Entry {
-    fn fence(&self) -> Fence {
+    /// The right to run the attempt that counts.
+    pub(super) fn fence(&self) -> Fence {
         Fence {
             record: self.record.id,
             owner: self.record.owner,
@@ -139,7 +140,7 @@ impl Entry {
     }
 
     /// Keeps what people see of a hold with the record.
-    fn follow_hold(&mut self) {
+    pub(super) fn follow_hold(&mut self) {
         let held = self.record.state == State::Unknown;
         self.record.hold = held.then(|| self.hold_reason());
     }

@@ -500,6 +500,8 @@ pub struct Filter {
     pub state: Option<State>,
     /// Only this route's.
     pub route: Option<String>,
+    /// Only those whose message key is exactly this: found at once.
+    pub key: Option<String>,
     /// Only those whose message key contains this.
     pub query: Option<String>,
     /// Only those of which a field is exactly this: a transaction's or an order's id.

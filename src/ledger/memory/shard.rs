@@ -238,6 +238,7 @@ fn passes(record: &Record, filter: &Filter) -> bool {
     let created = record.created_at;
     filter.state.is_none_or(|state| record.state == state)
         && (filter.route.as_deref()).is_none_or(|route| *record.route == *route)
+        && (filter.key.as_deref()).is_none_or(|key| *record.key.message == *key)
         && (filter.query.as_deref()).is_none_or(|query| record.key.message.contains(query))
         && (filter.reference.as_deref()).is_none_or(|text| record.fields.mentions(text))
         && filter.created_from.is_none_or(|from| created >= from)

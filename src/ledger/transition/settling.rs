@@ -19,8 +19,16 @@ pub(in crate::ledger) fn permit(
     if record.state != State::Claimed || entry.fence() != fence || record.alarmed {
         return Err(PermitError::Fenced);
     }
+    permit_until(record.may_run_until, now)
+}
+
+/// For how long a claim that holds until then is good for sending.
+pub(in crate::ledger) fn permit_until(
+    may_run_until: SystemTime,
+    now: SystemTime,
+) -> Result<Duration, PermitError> {
     // Past its time, "not applied" could be declared while the attempt runs.
-    match record.may_run_until.duration_since(now) {
+    match may_run_until.duration_since(now) {
         Ok(left) if !left.is_zero() => Ok(left.min(PERMIT)),
         _ => Err(PermitError::Fenced),
     }

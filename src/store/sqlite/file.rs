@@ -1,0 +1,120 @@
+//! The file around the database: where it may lie, and whose it is.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// A file beside the database that is locked for as long as a process uses it, and names it.
+#[derive(Debug)]
+pub(super) struct ProcessLock {
+    _file: File,
+}
+
+/// Why the lock can't be had.
+#[derive(Debug)]
+pub(super) enum LockError {
+    /// Another process has it; its id, if it could be read.
+    Taken(Option<u32>),
+    /// The lock file can't be used.
+    Io(io::Error),
+}
+
+impl ProcessLock {
+    /// Takes the lock of the database at `path`, whose directory exists. The system gives it back
+    /// when the process ends, however it ends.
+    pub(super) fn take(path: &Path) -> Result<Self, LockError> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(lock_path(path))
+            .map_err(LockError::Io)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut text = String::new();
+                // Whose it is only helps the message.
+                let _ = file.read_to_string(&mut text);
+                return Err(LockError::Taken(text.trim().parse().ok()));
+            }
+            Err(TryLockError::Error(error)) => return Err(LockError::Io(error)),
+        }
+        let mut name = || {
+            file.set_len(0)?;
+            file.seek(SeekFrom::Start(0))?;
+            writeln!(file, "{}", std::process::id())
+        };
+        // On a full disk the lock holds without the name.
+        let _ = name();
+        Ok(Self { _file: file })
+    }
+}
+
+/// The lock file of the database at `path`.
+pub(super) fn lock_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    PathBuf::from(name)
+}
+
+/// The name of the file system that `directory` lies on, where it is one that money can't rest on:
+/// it forgets at a restart, or locks and syncs of it reach no disk of this machine.
+pub(super) fn unsafe_filesystem(directory: &Path) -> io::Result<Option<&'static str>> {
+    let kind = rustix::fs::statfs(directory)?.f_type;
+    // The magic numbers of linux/magic.h and of the file systems' own headers.
+    Ok(match kind as u32 {
+        0x0102_1994 => Some("tmpfs, which is gone after a restart"),
+        0x8584_58f6 => Some("ramfs, which is gone after a restart"),
+        0x794c_7630 => Some("overlay, which is gone with its container"),
+        0x6969 => Some("NFS, whose locks and syncs can't be relied on"),
+        0x517b | 0xff53_4d42 | 0xfe53_4d42 => Some("SMB, whose locks and syncs can't be relied on"),
+        0x0102_1997 => Some("9p, whose locks and syncs can't be relied on"),
+        0x00c3_6400 => Some("Ceph, whose locks and syncs can't be relied on"),
+        0x5346_414f => Some("AFS, whose locks and syncs can't be relied on"),
+        0x6573_5546 => Some("FUSE, whose locks and syncs can't be relied on"),
+        _ => None,
+    })
+}
+
+/// Makes the entries of a directory durable: a new file is only there after a power loss if its name is.
+pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// The directory that a file lies in.
+pub(super) fn directory_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_owner_at_a_time_and_the_second_is_told_who() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.db");
+        let first = ProcessLock::take(&path).unwrap();
+        let Err(LockError::Taken(pid)) = ProcessLock::take(&path) else {
+            panic!("taken twice");
+        };
+        assert_eq!(pid, Some(std::process::id()));
+        drop(first);
+        ProcessLock::take(&path).unwrap();
+    }
+
+    #[test]
+    fn memory_file_systems_are_told() {
+        assert!(unsafe_filesystem(Path::new("/proc")).unwrap().is_none());
+        if std::fs::metadata("/dev/shm").is_ok() {
+            let told = unsafe_filesystem(Path::new("/dev/shm")).unwrap();
+            assert!(told.is_none_or(|told| told.contains("tmpfs")), "{told:?}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The tables, and how a file of an older version gets them.
+//!
+//! For people with the plain `sqlite3` command there are views that show times as UTC text and bodies
+//! as text: `ledger`, `ledger_events` and `ledger_journal`.
+
+use rusqlite::Connection;
+
+/// Says "a tikigate ledger" in the file's header.
+pub const APPLICATION_ID: i32 = 0x746b_6c67;
+
+/// The newest version, and so the number of [`MIGRATIONS`].
+pub const VERSION: i32 = MIGRATIONS.len() as i32;
+
+/// Each step brings a file of the version before it to its own. Never changed once released.
+const MIGRATIONS: &[&str] = &[FIRST];
+
+/// Times are microseconds since 1970 in UTC; hashes are the first 8 bytes of SHA-256.
+///
+/// What carries the weight at ten million records: new keys go to random places of one index of
+/// 8-byte hashes alone. All other indexes grow at their end (by time) or are small (what isn't done).
+const FIRST: &str = "
+CREATE TABLE meta (
+    only INTEGER PRIMARY KEY CHECK (only = 1),
+    ledger TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    next_record INTEGER NOT NULL,
+    claimed INTEGER NOT NULL,
+    released INTEGER NOT NULL,
+    done INTEGER NOT NULL,
+    unknown INTEGER NOT NULL,
+    quarantine TEXT
+) STRICT;
+
+CREATE TABLE namespaces (
+    name TEXT PRIMARY KEY,
+    key TEXT NOT NULL,
+    fingerprint TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE records (
+    id INTEGER PRIMARY KEY,
+    message_hash INTEGER NOT NULL,
+    namespace TEXT NOT NULL,
+    client TEXT NOT NULL,
+    message TEXT NOT NULL,
+    fingerprint BLOB NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('claimed', 'released', 'done', 'unknown')),
+    attempt INTEGER NOT NULL,
+    version INTEGER NOT NULL,
+    owner INTEGER NOT NULL,
+    policy TEXT NOT NULL CHECK (policy IN ('hold', 'resend')),
+    route TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    may_run_until INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
+    keep INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    marks TEXT,
+    absent_since INTEGER,
+    fields TEXT,
+    subject TEXT,
+    subject_rule TEXT,
+    subject_week INTEGER,
+    subject_hash INTEGER,
+    answer_status INTEGER,
+    answer_headers TEXT,
+    answer_body BLOB,
+    request_headers TEXT,
+    request_body BLOB,
+    events TEXT NOT NULL
+) STRICT;
+
+CREATE INDEX records_by_message ON records (message_hash);
+CREATE INDEX records_open ON records (state, updated_at) WHERE state <> 'done';
+CREATE INDEX records_by_expiry ON records (expires_at) WHERE state = 'done';
+CREATE INDEX records_by_subject ON records (subject_week, subject_hash) WHERE subject_hash IS NOT NULL;
+
+CREATE TABLE journal (
+    at INTEGER NOT NULL,
+    what TEXT NOT NULL,
+    by TEXT,
+    reason TEXT
+) STRICT;
+
+CREATE VIEW ledger AS SELECT
+    'rec-' || id AS id,
+    state, route, namespace, client, message AS key, attempt, version, policy AS on_unknown,
+    strftime('%Y-%m-%dT%H:%M:%fZ', created_at / 1e6, 'unixepoch') AS created_at,
+    strftime('%Y-%m-%dT%H:%M:%fZ', updated_at / 1e6, 'unixepoch') AS updated_at,
+    strftime('%Y-%m-%dT%H:%M:%fZ', may_run_until / 1e6, 'unixepoch') AS may_run_until,
+    strftime('%Y-%m-%dT%H:%M:%fZ', expires_at / 1e6, 'unixepoch') AS expires_at,
+    fields, subject, marks, printf('%016x', owner) AS owner, lower(hex(fingerprint)) AS fingerprint,
+    answer_status, answer_headers, CAST(answer_body AS TEXT) AS answer_body,
+    CAST(request_body AS TEXT) AS request_body
+    FROM records;
+
+CREATE VIEW ledger_events AS SELECT
+    'rec-' || records.id AS id,
+    strftime('%Y-%m-%dT%H:%M:%fZ', (event.value ->> 0) / 1e6, 'unixepoch') AS at,
+    event.value ->> 1 AS attempt,
+    event.value ->> 2 AS state,
+    event.value ->> 3 AS cause,
+    event.value ->> 4 AS by,
+    event.value ->> 5 AS reason
+    FROM records, json_each('[' || replace(records.events, char(10), ',') || ']') AS event;
+
+CREATE VIEW ledger_journal AS SELECT
+    strftime('%Y-%m-%dT%H:%M:%fZ', at / 1e6, 'unixepoch') AS at, what, by, reason
+    FROM journal;
+";
+
+/// Brings the file to [`VERSION`], in one transaction. The file's version is not above it.
+///
+/// # Errors
+/// SQLite's; the file is then as it was.
+pub(super) fn migrate(connection: &mut Connection, from: i32) -> rusqlite::Result<()> {
+    let done = usize::try_from(from).unwrap_or_default();
+    if done >= MIGRATIONS.len() {
+        return Ok(());
+    }
+    let transaction = connection.transaction()?;
+    for step in &MIGRATIONS[done..] {
+        transaction.execute_batch(step)?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", VERSION)?;
+    transaction.commit()
+}

@@ -1,0 +1,454 @@
+//! The writer: one thread that commits in batches and replies afterwards.
+
+use std::ffi::c_int;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use rusqlite::hooks::Wal;
+use tokio::sync::oneshot;
+
+use super::checkpoint::Checkpointer;
+use super::file::ProcessLock;
+use super::meta::Meta;
+use super::open::{self, OpenError, Opening, Options};
+use super::watermark::Watermark;
+use super::{Opened, Shared, StoreError, gone, lock};
+use crate::failpoint;
+
+/// Jobs in one batch at most: their replies wait for one another.
+const BATCH: usize = 256;
+
+/// Jobs that may wait; more are refused. Calls in flight are bounded before this is reached.
+const QUEUE: usize = 16_384;
+
+/// Memory for pages of the file.
+pub(super) const CACHE_KIB: i64 = 16 * 1024;
+
+/// Pages in the log at which it is brought back into the file: some 16 MiB.
+const CHECKPOINT_PAGES: u64 = 4000;
+
+/// Without a job for this long, the log is emptied.
+const IDLE: Duration = Duration::from_secs(2);
+
+/// Pauses between tries to open the file again.
+const REOPEN_PAUSE: Duration = Duration::from_millis(100);
+const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// A piece of work within a batch.
+pub trait Job: Send {
+    /// Runs the job's statements. Nothing that it learns may leave it before [`Job::committed`].
+    ///
+    /// # Errors
+    /// SQLite's: the whole batch then fails.
+    fn run(&mut self, batch: &mut Batch<'_>) -> rusqlite::Result<()>;
+
+    /// The batch is on disk, and the watermark says so: reply.
+    fn committed(self: Box<Self>);
+
+    /// Nothing of the batch counts, though some of it may turn out to be on disk. What has to be
+    /// undone then is given back as a job, which runs before anything else once the file is usable.
+    fn failed(self: Box<Self>, error: &StoreError) -> Option<Box<dyn Job>>;
+}
+
+/// The transaction that jobs run in.
+pub struct Batch<'c> {
+    /// Its connection.
+    pub connection: &'c Connection,
+    /// The file's state as the batch leaves it.
+    pub meta: Meta,
+    wrote: bool,
+}
+
+impl Batch<'_> {
+    /// The job changed something: without this the batch is not made durable.
+    pub fn wrote(&mut self) {
+        self.wrote = true;
+    }
+}
+
+enum Order {
+    Run(Box<dyn Job>),
+    Close(oneshot::Sender<()>),
+}
+
+pub(super) struct Writer {
+    queue: SyncSender<Order>,
+    /// What came after the close, or found the queue full, is failed here.
+    closed: Mutex<bool>,
+}
+
+impl Writer {
+    pub(super) fn start(
+        options: Options,
+        opening: Opening,
+        shared: Arc<Shared>,
+        checkpointer: Checkpointer,
+    ) -> io::Result<Self> {
+        let (queue, orders) = sync_channel(QUEUE);
+        let Opening {
+            connection,
+            meta,
+            watermark,
+            lock,
+        } = opening;
+        let mut work = Work {
+            options,
+            shared,
+            checkpointer,
+            meta,
+            watermark,
+            usable: Some(connection),
+            undo: Vec::new(),
+            damaged: false,
+            reopen_at: Instant::now(),
+            reopen_pause: REOPEN_PAUSE,
+            _lock: lock,
+        };
+        work.count_log_pages();
+        std::thread::Builder::new()
+            .name("ledger-writer".to_owned())
+            .spawn(move || work.run(&orders))?;
+        Ok(Self {
+            queue,
+            closed: Mutex::new(false),
+        })
+    }
+
+    pub(super) fn submit(&self, job: Box<dyn Job>) {
+        let (order, error) = match self.queue.try_send(Order::Run(job)) {
+            Ok(()) => return,
+            Err(TrySendError::Full(order)) => (
+                order,
+                StoreError("too many calls wait for the ledger".to_owned()),
+            ),
+            Err(TrySendError::Disconnected(order)) => (order, gone()),
+        };
+        if let Order::Run(job) = order {
+            // It never ran: there is nothing to undo.
+            job.failed(&error);
+        }
+    }
+
+    pub(super) fn close(&self) -> oneshot::Receiver<()> {
+        let (tell, told) = oneshot::channel();
+        let mut closed = lock(&self.closed);
+        if !*closed {
+            *closed = true;
+            // A queue that is full or gone drops the sender, which the receiver hears.
+            let _ = self.queue.send(Order::Close(tell));
+        }
+        told
+    }
+}
+
+/// The writer's thread.
+struct Work {
+    options: Options,
+    shared: Arc<Shared>,
+    checkpointer: Checkpointer,
+    meta: Meta,
+    watermark: Watermark,
+    /// None after a failure, until the file was opened anew.
+    usable: Option<Connection>,
+    undo: Vec<Box<dyn Job>>,
+    /// The file is past what waiting mends.
+    damaged: bool,
+    reopen_at: Instant,
+    reopen_pause: Duration,
+    _lock: ProcessLock,
+}
+
+impl Work {
+    fn run(mut self, orders: &Receiver<Order>) {
+        loop {
+            let order = match orders.recv_timeout(self.wait()) {
+                Ok(order) => order,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.idle();
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            let mut jobs = Vec::new();
+            let mut close = None;
+            let mut next = Some(order);
+            while let Some(order) = next.take() {
+                match order {
+                    Order::Run(job) => jobs.push(job),
+                    Order::Close(tell) => close = Some(tell),
+                }
+                if jobs.len() < BATCH && close.is_none() {
+                    next = orders.try_recv().ok();
+                }
+            }
+            if !jobs.is_empty() {
+                self.batch(jobs);
+            }
+            if let Some(tell) = close {
+                self.end();
+                // Given back before the reply: whoever waits may open the file again.
+                drop(self);
+                let _ = tell.send(());
+                for order in orders.try_iter() {
+                    if let Order::Run(job) = order {
+                        job.failed(&gone());
+                    }
+                }
+                return;
+            }
+        }
+        self.end();
+    }
+
+    fn wait(&self) -> Duration {
+        if self.usable.is_some() || self.damaged {
+            return IDLE;
+        }
+        self.reopen_at.saturating_duration_since(Instant::now())
+    }
+
+    /// Nothing to do: mend what is broken, or empty the log.
+    fn idle(&mut self) {
+        if self.usable.is_none() {
+            self.try_reopen();
+            return;
+        }
+        if self.log_pages() == 0 {
+            return;
+        }
+        let _alone = lock(&self.shared.checkpointing);
+        if let Some(connection) = &self.usable {
+            // A reader in the middle of a look keeps some of it: the next pause will do.
+            let emptied = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| {
+                row.get::<_, i64>(0)
+            });
+            if matches!(emptied, Ok(0)) {
+                self.shared.log_pages.store(0, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Runs jobs in one transaction and replies to them.
+    fn batch(&mut self, jobs: Vec<Box<dyn Job>>) {
+        if self.usable.is_none() && Instant::now() >= self.reopen_at {
+            self.try_reopen();
+        }
+        let Some(connection) = self.usable.take() else {
+            let trouble = lock(&self.shared.trouble).clone();
+            let error =
+                StoreError(trouble.unwrap_or_else(|| "the ledger is not usable".to_owned()));
+            for job in jobs {
+                // None of them ran; some are to be carried out all the same.
+                self.undo.extend(job.failed(&error));
+            }
+            return;
+        };
+        let mut jobs = std::mem::take(&mut self.undo)
+            .into_iter()
+            .chain(jobs)
+            .collect::<Vec<_>>();
+        match self.commit(&connection, &mut jobs) {
+            Ok(()) => {
+                self.usable = Some(connection);
+                for job in jobs {
+                    job.committed();
+                }
+                self.after_batch();
+            }
+            Err(error) => self.fail(connection, jobs, &error),
+        }
+    }
+
+    fn commit(
+        &mut self,
+        connection: &Connection,
+        jobs: &mut [Box<dyn Job>],
+    ) -> Result<(), Failure> {
+        let began = Instant::now();
+        connection.prepare_cached("BEGIN IMMEDIATE")?.execute(())?;
+        let mut batch = Batch {
+            connection,
+            meta: self.meta.clone(),
+            wrote: false,
+        };
+        let ran = catch_unwind(AssertUnwindSafe(|| {
+            jobs.iter_mut().try_for_each(|job| job.run(&mut batch))
+        }));
+        match ran {
+            Ok(ran) => ran?,
+            Err(_) => return Err(Failure::Panic),
+        }
+        let Batch {
+            mut meta, wrote, ..
+        } = batch;
+        if !wrote {
+            connection.prepare_cached("COMMIT")?.execute(())?;
+            return Ok(());
+        }
+        meta.sequence += 1;
+        meta.save(connection)?;
+        failpoint::reach("sqlite_before_commit");
+        connection.prepare_cached("COMMIT")?.execute(())?;
+        failpoint::reach("sqlite_after_commit");
+        self.watermark.write(&meta.mark())?;
+        failpoint::reach("sqlite_after_watermark");
+        self.meta = meta;
+        let observer = lock(&self.shared.observer).clone();
+        if let Some(observer) = observer {
+            observer(began.elapsed());
+        }
+        Ok(())
+    }
+
+    fn after_batch(&mut self) {
+        let Some(connection) = &self.usable else {
+            return;
+        };
+        if self.checkpointer.has_finished() {
+            // The rest, which came while the checkpointer worked.
+            let _alone = lock(&self.shared.checkpointing);
+            let _ = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()));
+            return;
+        }
+        if self.log_pages() >= CHECKPOINT_PAGES {
+            self.checkpointer.want();
+        }
+    }
+
+    /// Nothing of the batch counts. What is on disk of it is found out by opening the file anew.
+    fn fail(&mut self, connection: Connection, jobs: Vec<Box<dyn Job>>, failure: &Failure) {
+        let error = StoreError(failure.to_string());
+        tracing::error!(%error, jobs = jobs.len(), "the ledger could not commit: nothing is forwarded until it can");
+        self.damaged = failure.is_damage();
+        let advice = if self.damaged {
+            "; the file is damaged: stop the gate, look into the file with tikigate ledger verify, and put a backup back"
+        } else {
+            "; the gate keeps trying"
+        };
+        *lock(&self.shared.trouble) = Some(format!("the ledger can't be written: {error}{advice}"));
+        // A rollback of a transaction that is over fails, which is as good.
+        let _ = connection.execute_batch("ROLLBACK");
+        self.let_go(connection);
+        for job in jobs {
+            self.undo.extend(job.failed(&error));
+        }
+        self.reopen_pause = REOPEN_PAUSE;
+        self.reopen_at = Instant::now() + self.reopen_pause;
+    }
+
+    /// Closes every connection, so that nothing keeps in memory what may not be on disk.
+    fn let_go(&self, connection: Connection) {
+        let _alone = lock(&self.shared.checkpointing);
+        let mut reading = lock(&self.shared.reading);
+        reading.take();
+        drop(connection);
+    }
+
+    fn try_reopen(&mut self) {
+        if self.damaged {
+            return;
+        }
+        match self.reopen() {
+            Ok((connection, gap)) => {
+                if let Some(cause) = gap {
+                    tracing::error!(
+                        cause,
+                        "the ledger may have forgotten: hold routes are in quarantine"
+                    );
+                }
+                tracing::info!("the ledger is usable again");
+                *lock(&self.shared.trouble) = None;
+                self.usable = Some(connection);
+                self.count_log_pages();
+                if !self.undo.is_empty() {
+                    self.batch(Vec::new());
+                }
+            }
+            Err(error) => {
+                self.damaged = !error.may_pass();
+                *lock(&self.shared.trouble) = Some(error.to_string());
+                tracing::error!(%error, "the ledger can't be opened again");
+                self.reopen_pause = (self.reopen_pause * 2).min(REOPEN_PAUSE_MAX);
+                self.reopen_at = Instant::now() + self.reopen_pause;
+            }
+        }
+    }
+
+    fn reopen(&mut self) -> Result<(Connection, Option<String>), OpenError> {
+        let _alone = lock(&self.shared.checkpointing);
+        let mut reading = lock(&self.shared.reading);
+        reading.take();
+        if !self.options.path.exists() {
+            return Err(OpenError::Gone(self.options.path.clone()));
+        }
+        let (connection, meta) = open::connect(&self.options)?;
+        let io = |error| OpenError::Io {
+            path: self.options.watermark.clone(),
+            error,
+        };
+        let (mut watermark, found) = Watermark::open(&self.options.watermark).map_err(io)?;
+        let mut opened = Opened::default();
+        let meta = open::settle_gap(&connection, meta, &found, &mut opened)
+            .map_err(|error| open::understood(&self.options.path, error))?;
+        watermark.write(&meta.mark()).map_err(io)?;
+        self.watermark = watermark;
+        self.meta = meta;
+        Ok((connection, opened.gap))
+    }
+
+    /// Follows the log's length; with each opening anew.
+    fn count_log_pages(&mut self) {
+        self.shared.log_pages.store(0, Ordering::Relaxed);
+        let Some(connection) = &mut self.usable else {
+            return;
+        };
+        let pages = Arc::clone(&self.shared.log_pages);
+        let hooked = connection.wal_hook(Some(move |_: &mut Wal, count: c_int| {
+            pages.store(u64::try_from(count).unwrap_or(0), Ordering::Relaxed);
+            Ok(())
+        }));
+        if let Err(error) = hooked {
+            tracing::warn!(%error, "the ledger's log is only emptied when idle");
+        }
+    }
+
+    fn log_pages(&self) -> u64 {
+        self.shared.log_pages.load(Ordering::Relaxed)
+    }
+
+    fn end(&mut self) {
+        if let Some(connection) = self.usable.take() {
+            let _alone = lock(&self.shared.checkpointing);
+            lock(&self.shared.reading).take();
+            if let Err(error) = open::checkpoint_completely(&connection, &self.options.path) {
+                tracing::warn!(%error, "the ledger was closed with its log not empty; its next start brings it in");
+            }
+        }
+        *lock(&self.shared.trouble) = Some("the ledger is closed".to_owned());
+    }
+}
+
+/// Why a batch failed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("{0}")]
+    Sql(#[from] rusqlite::Error),
+    #[error("the watermark can't be written: {0}")]
+    Watermark(#[from] io::Error),
+    #[error("a panic in the ledger")]
+    Panic,
+}
+
+impl Failure {
+    fn is_damage(&self) -> bool {
+        match self {
+            Self::Sql(error) => open::is_damage(error),
+            Self::Watermark(_) | Self::Panic => false,
+        }
+    }
+}
