@@ -23,6 +23,7 @@ mod memory;
 mod reply;
 mod sqlite;
 mod sweep;
+mod texts;
 mod transition;
 mod types;
 

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::rows::{micros, push_json, time_of};
+use crate::ledger::texts::{micros, push_json, time_of};
 use crate::ledger::{Event, State};
 
 /// The first events of a record, which are always kept.
@@ -43,10 +43,9 @@ impl EventText {
     fn drop_one(&mut self) {
         let mut lines: Vec<_> = self.0.lines().collect();
         let dropped = lines.get(FIRST).and_then(|line| dropped_by(line));
-        let gap = gap_line(lines[FIRST - 1], dropped.unwrap_or(0) + 1);
-        if dropped.is_some() {
-            lines.remove(FIRST);
-        }
+        // The line itself takes the place of the first that goes.
+        let gap = gap_line(lines[FIRST - 1], dropped.unwrap_or(1) + 1);
+        lines.remove(FIRST);
         lines[FIRST] = &gap;
         self.0 = lines.join("\n");
     }

@@ -9,7 +9,8 @@ use crate::ledger::{
 };
 
 use super::events::EventText;
-use super::rows::{self, COLUMNS, Stored, Unreadable, hash, micros, time_of};
+use super::rows::{self, COLUMNS, Stored, Unreadable, hash};
+use crate::ledger::texts::{micros, push_json, time_of};
 
 type Looked<T> = rusqlite::Result<Result<T, LedgerError>>;
 
@@ -182,7 +183,7 @@ impl Query {
         }
         if let Some(reference) = &filter.reference {
             let mut quoted = String::new();
-            rows::push_json(&mut quoted, reference);
+            push_json(&mut quoted, reference);
             add("instr(fields, ?) > 0", Value::from(quoted));
         }
         if let Some(until) = filter.created_until {

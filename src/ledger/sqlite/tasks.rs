@@ -15,7 +15,8 @@ use crate::store::sqlite::{Batch, Job, StoreError};
 
 use super::failed;
 use super::live::LiveClaims;
-use super::rows::{self, COLUMNS, Stored, Unreadable, hash, micros, place, week, whole_micros};
+use super::rows::{self, COLUMNS, Stored, Unreadable, hash, place, week};
+use crate::ledger::texts::{micros, whole_micros};
 
 /// Records forgotten in one batch: the others in it wait for them.
 const SWEEP_CHUNK: usize = 100;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -207,6 +208,7 @@ pub(super) fn open(options: &Options) -> Result<(Opening, Opened), OpenError> {
 pub(super) fn connect(options: &Options) -> Result<(Connection, Meta), OpenError> {
     let path = &options.path;
     check_header(path)?;
+    make_private(path)?;
     let sql = |error| understood(path, error);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_CREATE
@@ -326,6 +328,24 @@ fn check_header(path: &Path) -> Result<(), OpenError> {
         path: path.to_path_buf(),
         what: "this is no SQLite file",
     })
+}
+
+/// Makes the file where there is none, for nobody else to read: it holds messages about money. Its
+/// log gets the same mode.
+fn make_private(path: &Path) -> Result<(), OpenError> {
+    let made = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    match made {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(OpenError::Io {
+            path: path.to_path_buf(),
+            error,
+        }),
+    }
 }
 
 /// The file's schema version; 0 for a new one.
