@@ -11,7 +11,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -83,6 +83,7 @@ struct Inner {
     quarantine: Mutex<Option<String>>,
     /// The ledger's generation, doubled, plus 1 while in quarantine.
     generation: AtomicU64,
+    closed: AtomicBool,
 }
 
 impl MemoryLedger {
@@ -104,6 +105,7 @@ impl MemoryLedger {
                 subjects: Mutex::default(),
                 quarantine: Mutex::default(),
                 generation: AtomicU64::new(0),
+                closed: AtomicBool::new(false),
             }),
         }
     }
@@ -194,6 +196,11 @@ impl Ledger for MemoryLedger {
 
     fn lift_quarantine(&self, by: String, reason: String) -> Reply<Result<(), LedgerError>> {
         Reply::ready(self.inner.lift_quarantine(&by, &reason))
+    }
+
+    fn close(&self) -> Reply<()> {
+        self.inner.closed.store(true, Ordering::Release);
+        Reply::ready(())
     }
 
     fn quarantine(&self) -> Reply<Result<Option<String>, LedgerError>> {
@@ -543,6 +550,9 @@ impl Inner {
     }
 
     fn shard(&self, index: u64) -> Result<MutexGuard<'_, Shard>, LedgerError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(LedgerError::Failed("it is closed".to_owned()));
+        }
         lock(&self.shards[index as usize])
     }
 }

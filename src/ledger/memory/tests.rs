@@ -2,11 +2,14 @@
 
 use super::*;
 use crate::ledger::conformance::{
-    DAY, Fixture, KEEP, answer, assert_is, refund, settlement_of, success, suite,
+    DAY, End, Fixture, KEEP, ONE, Reopened, TWO, answer, assert_is, durable_suite, refund,
+    settlement_of, success, suite,
 };
 use crate::ledger::{Fields, Settlement, State, Subject, SubjectRule};
 
 suite!(crate::ledger::memory::tests::open);
+// Of the durable suite itself: that it asks for nothing that a store which loses nothing doesn't keep.
+durable_suite!(crate::ledger::memory::tests::never_ending);
 
 const ROOMY: MemoryLimits = MemoryLimits {
     max_records: 1_000_000,
@@ -15,6 +18,26 @@ const ROOMY: MemoryLimits = MemoryLimits {
 
 async fn open() -> Fixture {
     fixture(ROOMY).0
+}
+
+/// A store whose next process is the same one.
+async fn never_ending() -> Fixture {
+    let (mut fixture, inner) = fixture(ROOMY);
+    fixture.reopen = Some(Box::new(move |end, ledger| {
+        let inner = Arc::clone(&inner);
+        Box::pin(async move {
+            if end == End::Closed {
+                ledger.close().await;
+                inner.closed.store(false, Ordering::Release);
+            }
+            let mut lapsed = 0;
+            for owner in [ONE, TWO] {
+                lapsed += ledger.lapse(owner).await.unwrap();
+            }
+            Reopened { ledger, lapsed }
+        })
+    }));
+    fixture
 }
 
 fn kept_request(bytes: usize) -> KeptRequest {
@@ -36,6 +59,7 @@ fn fixture(limits: MemoryLimits) -> (Fixture, Arc<Inner>) {
         clock,
         hands,
         _held: Box::new(()),
+        reopen: None,
     };
     (fixture, inner)
 }
