@@ -1,7 +1,8 @@
 //! What every store promises, as tests over any store.
 //!
 //! A store writes `suite!(path::to::open);` in its tests, where `open` is an async function that
-//! gives a [`Fixture`] with an empty store on a manual clock.
+//! gives a [`Fixture`] with an empty store on a manual clock. A store that outlives its process also
+//! gives [`Fixture::reopen`] and writes `durable_suite!(path::to::open);`.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -16,7 +17,9 @@ use super::*;
 use crate::clock::{Clock, ManualClock};
 
 pub(super) mod claiming;
+pub(super) mod closing;
 pub(super) mod concurrency;
+pub(super) mod durable;
 pub(super) mod history;
 pub(super) mod keeping;
 pub(super) mod late;
@@ -37,6 +40,7 @@ macro_rules! suite {
             keeping: done_is_forgotten_after_its_time, nothing_else_is_forgotten,
                 sweep_keeps_to_its_limit, list_is_in_order_and_filtered, stats_follow_every_change,
                 events_tell_the_story, unknown_ids_have_nothing;
+            closing: a_closed_store_refuses;
             late: late_answers_end_an_unknown, late_answers_change_nothing_that_ended,
                 late_success_after_rejected_is_an_alarm,
                 success_of_a_forgotten_attempt_is_an_alarm, late_answers_after_not_applied, late_success_beside_a_newer_attempt_is_an_alarm,
@@ -53,6 +57,15 @@ macro_rules! suite {
                 permits_end_with_the_time_that_was_asked_for;
         );
     };
+    (@durable $open:path) => {
+        $crate::ledger::conformance::suite!(@ $open;
+            durable: what_was_kept_survives, answers_survive_byte_for_byte,
+                claims_of_the_dead_are_ended, what_only_the_rules_know_survives,
+                words_can_still_be_taken_back, sightings_survive, subjects_survive,
+                quarantine_and_generation_survive, ids_are_never_given_again,
+                definitions_survive, what_was_replied_survives_a_kill, many_lives_keep_the_counts;
+        );
+    };
     (@ $open:path; $($module:ident: $($test:ident),+;)+) => {
         $(mod $module {
             $(#[tokio::test]
@@ -66,6 +79,14 @@ macro_rules! suite {
     };
 }
 pub(super) use suite;
+
+/// The tests of a store that outlives its process.
+macro_rules! durable_suite {
+    ($open:path) => {
+        $crate::ledger::conformance::suite!(@durable $open);
+    };
+}
+pub(super) use durable_suite;
 
 /// Makes empty stores.
 #[derive(Clone, Copy)]
@@ -84,6 +105,31 @@ pub(super) struct Fixture {
     pub(super) hands: ManualClock,
     /// What must live as long as the store: a directory, a server.
     pub(super) _held: Box<dyn Any>,
+    /// How the next process opens what this one leaves; none where it leaves nothing.
+    pub(super) reopen: Option<Reopen>,
+}
+
+/// How a store's process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// In order: by [`Ledger::close`].
+    Closed,
+    /// At once, as by `kill -9`: nothing more is written.
+    Killed,
+}
+
+/// Ends the process that uses a store, and starts the next one. Gets the old store still in use; how
+/// it ends is up to the function, since only the store's author knows how to come close to a kill:
+/// a copy of the files, a connection that is cut.
+pub(super) type Reopen = Box<dyn Fn(End, Arc<dyn Ledger>) -> Starting>;
+
+type Starting = Pin<Box<dyn Future<Output = Reopened>>>;
+
+/// A store in its next process.
+pub(super) struct Reopened {
+    pub(super) ledger: Arc<dyn Ledger>,
+    /// Claims of the dead process that were ended.
+    pub(super) lapsed: u64,
 }
 
 pub(super) const ONE: Owner = Owner(1);
@@ -118,6 +164,32 @@ pub(super) fn notice(message: &str) -> Claim {
     Claim {
         policy: Policy::Resend,
         route: "notice".into(),
+        ..refund(message)
+    }
+}
+
+/// An event about one order.
+pub(super) fn event(message: &str, at: SystemTime, drop_stale: bool) -> Claim {
+    Claim {
+        subject: Some(Subject {
+            id: "order 7 \u{301}".into(),
+            rule: SubjectRule::Event { at, drop_stale },
+        }),
+        ..notice(message)
+    }
+}
+
+/// A refund of one payment.
+pub(super) fn payment(message: &str, hold: bool) -> Claim {
+    Claim {
+        subject: Some(Subject {
+            id: "T-7".into(),
+            rule: SubjectRule::Payment {
+                amount: "150000.5".into(),
+                window: DAY,
+                hold,
+            },
+        }),
         ..refund(message)
     }
 }
@@ -175,6 +247,20 @@ pub(super) fn word(record: &Record, verdict: Verdict) -> Resolution {
 }
 
 impl Fixture {
+    /// The store's next process, after the one before it ended; says how many claims that one left.
+    pub(super) async fn restart(&mut self, end: End) -> u64 {
+        let reopen = self.reopen.as_ref().expect("a durable store");
+        let limits = MemoryLimits {
+            max_records: 0,
+            max_bytes: 0,
+        };
+        let nothing = Arc::new(MemoryLedger::new(self.clock.clone(), limits));
+        let old = std::mem::replace(&mut self.ledger, nothing);
+        let Reopened { ledger, lapsed } = reopen(end, old).await;
+        self.ledger = ledger;
+        lapsed
+    }
+
     pub(super) fn now(&self) -> SystemTime {
         self.clock.now()
     }
@@ -188,6 +274,22 @@ impl Fixture {
         match self.claim(claim).await {
             ClaimOutcome::Granted(fence, _) => fence,
             other => panic!("not granted: {other:?}"),
+        }
+    }
+
+    /// What the backend is told with a claim that must be granted.
+    pub(super) async fn marks(&self, claim: Claim) -> Marks {
+        match self.claim(claim).await {
+            ClaimOutcome::Granted(_, marks) => marks,
+            other => panic!("not granted: {other:?}"),
+        }
+    }
+
+    /// The record of a claim that must be held.
+    pub(super) async fn held(&self, claim: Claim) -> RecordId {
+        match self.claim(claim).await {
+            ClaimOutcome::Held(id, _) => id,
+            other => panic!("not held: {other:?}"),
         }
     }
 
@@ -234,6 +336,26 @@ impl Fixture {
     pub(super) async fn reopen(&self, id: RecordId) -> Result<Record, ResolveError> {
         let record = self.record(id).await;
         self.ledger.reopen(reopening(&record)).await
+    }
+
+    pub(super) async fn sighted(&self, id: RecordId, seen: Seen) -> Result<Record, ResolveError> {
+        let record = self.record(id).await;
+        let sighting = Sighting {
+            id,
+            expected: (record.state, record.attempt, record.version),
+            seen,
+        };
+        self.ledger.sighted(sighting).await
+    }
+
+    pub(super) async fn quarantined(&self) {
+        let cause = "restored from a backup".to_owned();
+        self.ledger.enter_quarantine(cause).await.unwrap();
+    }
+
+    pub(super) async fn lifted(&self) {
+        let (by, reason) = ("linh".to_owned(), "compared with the bank".to_owned());
+        self.ledger.lift_quarantine(by, reason).await.unwrap();
     }
 
     /// Two attempts of a message: the first unknown and declared not applied, the second running.

@@ -2,24 +2,10 @@
 
 use super::*;
 
-async fn enter(f: &Fixture) {
-    f.ledger
-        .enter_quarantine("restored from a backup".to_owned())
-        .await
-        .unwrap();
-}
-
-async fn lift(f: &Fixture) {
-    f.ledger
-        .lift_quarantine("linh".to_owned(), "compared with the bank".to_owned())
-        .await
-        .unwrap();
-}
-
 pub(crate) async fn absent_keys_are_held(open: Open) {
     let f = open.one().await;
     assert_eq!(f.ledger.quarantine().await.unwrap(), None);
-    enter(&f).await;
+    f.quarantined().await;
     assert_eq!(
         f.ledger.quarantine().await.unwrap().as_deref(),
         Some("restored from a backup")
@@ -47,7 +33,7 @@ pub(crate) async fn known_keys_are_not(open: Open) {
     f.settled(refund("b"), success()).await;
     f.settled(refund("c"), cannot_say()).await;
     f.settled(notice("d"), cannot_say()).await;
-    enter(&f).await;
+    f.quarantined().await;
     assert_is!(f.claim(refund("a")).await, ClaimOutcome::Running(_));
     assert_is!(f.claim(refund("b")).await, ClaimOutcome::Done(..));
     assert_is!(
@@ -59,7 +45,7 @@ pub(crate) async fn known_keys_are_not(open: Open) {
 
 pub(crate) async fn gaps_are_resolved_one_by_one(open: Open) {
     let f = open.one().await;
-    enter(&f).await;
+    f.quarantined().await;
     let mut ids = Vec::new();
     for message in ["a", "b", "c"] {
         match f.claim(refund(message)).await {
@@ -91,7 +77,7 @@ pub(crate) async fn gaps_are_resolved_one_by_one(open: Open) {
         .unwrap();
     assert_is!(f.claim(refund("b")).await, ClaimOutcome::Done(..));
 
-    lift(&f).await;
+    f.lifted().await;
     assert_eq!(f.ledger.quarantine().await.unwrap(), None);
     assert_eq!(f.granted(refund("new")).await.attempt, 1);
     assert_is!(
@@ -106,7 +92,7 @@ pub(crate) async fn keys_released_before_are_held(open: Open) {
     f.settled(refund("b"), not_applied()).await;
     let running = f.granted(refund("c")).await;
     let other_running = f.granted(refund("d")).await;
-    enter(&f).await;
+    f.quarantined().await;
     assert_is!(
         f.claim(refund("a")).await,
         ClaimOutcome::Held(_, Hold::LedgerGap)
@@ -138,7 +124,7 @@ pub(crate) async fn keys_released_before_are_held(open: Open) {
     f.settle(fence, not_applied()).await;
     assert_eq!(f.granted(refund("a")).await.attempt, 3);
 
-    lift(&f).await;
+    f.lifted().await;
     assert_eq!(f.granted(refund("b")).await.attempt, 2);
 }
 
@@ -146,7 +132,7 @@ pub(crate) async fn a_gap_of_a_known_key_waits_for_what_was_forgotten(open: Open
     let f = open.one().await;
     let fence = f.settled(refund("a"), not_applied()).await;
     f.hands.advance(DAY);
-    enter(&f).await;
+    f.quarantined().await;
     f.claim(refund("a")).await;
     assert_is!(
         f.resolve(fence.record, Verdict::NotApplied).await,
@@ -156,7 +142,7 @@ pub(crate) async fn a_gap_of_a_known_key_waits_for_what_was_forgotten(open: Open
 
 pub(crate) async fn lifting_wants_name_and_reason(open: Open) {
     let f = open.one().await;
-    enter(&f).await;
+    f.quarantined().await;
     for (by, reason) in [("", "why"), ("linh", "  ")] {
         let lifted = f.ledger.lift_quarantine(by.to_owned(), reason.to_owned());
         assert_is!(lifted.await, Err(LedgerError::Failed(_)));
