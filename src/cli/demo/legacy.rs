@@ -27,6 +27,7 @@ struct Books {
     notices: AtomicUsize,
     refunds: Mutex<HashMap<String, usize>>,
     slow_one: Notify,
+    arrived: Notify,
 }
 
 impl Legacy {
@@ -55,6 +56,13 @@ impl Legacy {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         refunds.get(request_id).copied().unwrap_or(0)
+    }
+
+    /// Waits until a refund has reached it.
+    pub(super) async fn wait_for_refund(&self, request_id: &str) {
+        while self.refunds(request_id) == 0 {
+            self.books.arrived.notified().await;
+        }
     }
 
     /// Lets the refund that is waiting be answered.
@@ -107,6 +115,7 @@ async fn answer(
         let mut refunds = books.refunds.lock().unwrap_or_else(PoisonError::into_inner);
         *refunds.entry(request_id.clone()).or_default() += 1;
     }
+    books.arrived.notify_one();
     if request_id.ends_with("-dies") {
         return Err(Died);
     }

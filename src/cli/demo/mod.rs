@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit;
@@ -57,10 +57,10 @@ fn play(args: &Args) -> anyhow::Result<()> {
     let legacy = runtime
         .block_on(Legacy::start())
         .context("the legacy backend can't start")?;
-    let stage = Stage::set(legacy.address()).context("the gate can't start")?;
+    let mut stage = Stage::set(legacy.address()).context("the gate can't start")?;
     let told = runtime.block_on(async {
         tokio::select! {
-            told = tell(&stage, &legacy) => told,
+            told = tell(&mut stage, &legacy) => told,
             () = end.asked_for() => Err(anyhow!("it was interrupted")),
         }
     });
@@ -95,7 +95,7 @@ impl End {
 }
 
 /// The story. Each scene says what it shows, does it, and checks what came back.
-async fn tell(stage: &Stage, legacy: &Legacy) -> anyhow::Result<()> {
+async fn tell(stage: &mut Stage, legacy: &Legacy) -> anyhow::Result<()> {
     let tiki = TikiCaller::new(stage.url());
     say(&format!(
         "The gate listens on {}, the legacy backend behind it on {}.",
@@ -229,7 +229,55 @@ async fn tell(stage: &Stage, legacy: &Legacy) -> anyhow::Result<()> {
         "  The backend's counter for R-3-dies: {}.",
         legacy.refunds("R-3-dies")
     ));
+    tell_of_the_kill(stage, legacy, &tiki).await?;
     say("\nThat was the demo: every call ended as it should.");
+    Ok(())
+}
+
+/// The ledger outlives the gate: nothing is sent twice, and nothing that was answered is forgotten.
+async fn tell_of_the_kill(
+    stage: &mut Stage,
+    legacy: &Legacy,
+    tiki: &TikiCaller,
+) -> anyhow::Result<()> {
+    say("\nThe gate is killed (kill -9) while a refund is at the backend, and started again");
+    let cut_off = tiki_caller::refund("R-4-slow", "TIKI-1001", 40_000);
+    {
+        let answered = tiki.send("/tiki/refund", &cut_off);
+        let reached = legacy.wait_for_refund("R-4-slow");
+        tokio::select! {
+            reply = answered => bail!("R-4-slow should still be running: {}", reply?.status),
+            () = reached => {}
+        }
+    }
+    stage.kill_and_start_again()?;
+    let reply = tiki.send("/tiki/refund", &cut_off).await?;
+    scene(
+        "refund R-4-slow, sent again by Tiki",
+        &reply,
+        500,
+        "held: it was at the backend when the gate died",
+    )?;
+    ensure!(
+        legacy.refunds("R-4-slow") == 1,
+        "a refund that a dead gate sent must not be sent again"
+    );
+    say(&format!(
+        "  The backend's counter for R-4-slow: {}.",
+        legacy.refunds("R-4-slow")
+    ));
+    let refund = tiki_caller::refund("R-1", "TIKI-1001", 150_000);
+    let reply = tiki.send("/tiki/refund", &refund).await?;
+    scene(
+        "refund R-1 once more",
+        &reply,
+        200,
+        "still answered from the ledger",
+    )?;
+    ensure!(
+        reply.replayed && legacy.refunds("R-1") == 1,
+        "the ledger should have outlived the gate"
+    );
     Ok(())
 }
 

@@ -26,6 +26,9 @@ pub(super) struct Stage {
     program: PathBuf,
     directory: PathBuf,
     gate: Child,
+    backend: SocketAddr,
+    listen: SocketAddr,
+    admin: SocketAddr,
     url: String,
     admin_url: String,
 }
@@ -39,26 +42,15 @@ impl Stage {
         write_secret(&directory.join(SECRET_FILE), SECRET)?;
         let listen = free_address()?;
         let admin = free_address()?;
-        let log = File::create(directory.join("tikigate.log"))?;
         let program = std::env::current_exe().context("this program's path")?;
-        let gate = Command::new(&program)
-            .args(["serve", "--config"])
-            .arg(directory.join("tikigate.toml"))
-            .env("TIKIGATE__SERVER__LISTEN", listen.to_string())
-            .env("TIKIGATE__ADMIN__LISTEN", admin.to_string())
-            .env(
-                "TIKIGATE__UPSTREAMS__LEGACY__URL",
-                format!("http://{backend}"),
-            )
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("the gate's process")?;
+        let gate = launch(&program, &directory, [listen, admin, backend])?;
         let mut stage = Self {
             program,
             directory,
             gate,
+            backend,
+            listen,
+            admin,
             url: format!("http://{listen}"),
             admin_url: format!("http://{admin}"),
         };
@@ -68,6 +60,15 @@ impl Stage {
             return Err(error.context(log));
         }
         Ok(stage)
+    }
+
+    /// Ends the gate as `kill -9` does, and starts it again on its files.
+    pub(super) fn kill_and_start_again(&mut self) -> anyhow::Result<()> {
+        self.gate.kill()?;
+        self.gate.wait()?;
+        let addresses = [self.listen, self.admin, self.backend];
+        self.gate = launch(&self.program, &self.directory, addresses)?;
+        self.wait_until_ready()
     }
 
     fn wait_until_ready(&mut self) -> anyhow::Result<()> {
@@ -162,6 +163,34 @@ impl Stage {
         let _ = self.gate.wait();
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+/// `tikigate serve` on the demo's directory, its log appended to what is there.
+fn launch(
+    program: &Path,
+    directory: &Path,
+    [listen, admin, backend]: [SocketAddr; 3],
+) -> anyhow::Result<Child> {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(directory.join("tikigate.log"))?;
+    Command::new(program)
+        .args(["serve", "--config"])
+        .arg(directory.join("tikigate.toml"))
+        .env("TIKIGATE__SERVER__LISTEN", listen.to_string())
+        .env("TIKIGATE__ADMIN__LISTEN", admin.to_string())
+        .env(
+            "TIKIGATE__UPSTREAMS__LEGACY__URL",
+            format!("http://{backend}"),
+        )
+        // The temporary directory may lie in memory, which a demo outlives.
+        .env("TIKIGATE__LEDGER__ALLOW_UNSAFE_FILESYSTEM", "true")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .context("the gate's process")
 }
 
 /// A directory that nobody else can enter.

@@ -27,7 +27,7 @@ fn assert_clean(directory: &Path) {
 }
 
 /// What each scene says of itself, in order: the beginning of its line, and what stands on it.
-const SCENES: [(&str, &[&str]); 17] = [
+const SCENES: [(&str, &[&str]); 20] = [
     ("signed by Tiki", &["200"]),
     (
         "one digit of the signature changed",
@@ -48,6 +48,15 @@ const SCENES: [(&str, &[&str]); 17] = [
     ("$ tikigate ledger resolve R-3-dies --applied", &[]),
     ("sent again by Tiki", &["200"]),
     ("The backend's counter for R-3-dies: 1.", &[]),
+    (
+        "refund R-4-slow, sent again by Tiki",
+        &["500", "outcome_unknown"],
+    ),
+    ("The backend's counter for R-4-slow: 1.", &[]),
+    (
+        "refund R-1 once more",
+        &["200", "Idempotency-Replayed: true"],
+    ),
 ];
 
 #[test]
