@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use super::amount::Decimal;
 use super::json::Value;
+use super::key::KeySpec;
 use super::payload::{Message, PayloadKind};
-use super::pointer::Pointer;
 
 /// Names of the fields that [`fields`] gives for a payload, where the message has them; of `any`
 /// none. Free text, such as a refund's reason, is not among them: it may say who the customer is.
@@ -38,17 +38,40 @@ pub fn kept_fields(kind: PayloadKind) -> &'static [&'static str] {
     }
 }
 
-/// The fields of [`kept_fields`] that the message has, as names and texts: strings as they are,
-/// numbers as exact decimals. A field that is longer than 256 bytes, or no string or number, is left out.
-pub fn fields(message: &Message<'_>) -> Vec<(Cow<'static, str>, String)> {
+/// A message's fields as names and texts: strings as they are, numbers as exact decimals, and on
+/// `any` true and false too. Of a payload that is known those of [`kept_fields`] that the message
+/// has; of `any` those that `spec` is made of, each named by its JSON pointer. A field that is longer
+/// than 256 bytes, or of another type, is left out.
+pub fn fields(message: &Message<'_>, spec: &KeySpec) -> Vec<(Cow<'static, str>, String)> {
     let document = message.document();
+    if message.kind() == PayloadKind::Any {
+        return pointed_at(document, spec);
+    }
     let named = kept_fields(message.kind()).iter().filter_map(|name| {
-        let mut parts = name.split('.');
-        let first = Pointer::of_name(parts.next()?);
-        let pointer = parts.fold(first, |pointer, part| pointer.child(part));
-        Some((Cow::Borrowed(*name), text_of(pointer.find(document)?)?))
+        let value = name
+            .split('.')
+            .try_fold(document, |value, part| value.member(part))?;
+        Some((Cow::Borrowed(*name), text_of(value)?))
     });
     named.collect()
+}
+
+fn pointed_at(document: &Value<'_>, spec: &KeySpec) -> Vec<(Cow<'static, str>, String)> {
+    let mut fields: Vec<(Cow<'static, str>, String)> = Vec::new();
+    for pointer in spec.pointers() {
+        let name = pointer.as_str();
+        if fields.iter().any(|(known, _)| known == name) {
+            continue;
+        }
+        let text = pointer.find(document).and_then(|value| match value {
+            Value::Bool(word) => Some(word.to_string()),
+            other => text_of(other),
+        });
+        if let Some(text) = text {
+            fields.push((Cow::Owned(name.to_owned()), text));
+        }
+    }
+    fields
 }
 
 /// Bytes of a field that are kept: as long as an id may be.
@@ -56,20 +79,22 @@ const FIELD_LIMIT: usize = 256;
 
 fn text_of(value: &Value<'_>) -> Option<String> {
     let text = match value {
-        Value::String(text) => text.as_ref().to_owned(),
+        Value::String(text) if text.len() <= FIELD_LIMIT => text.as_ref().to_owned(),
         Value::Number(text) => Decimal::parse(text).ok()?.to_string(),
         _ => return None,
     };
-    (text.len() <= FIELD_LIMIT).then_some(text)
+    Some(text)
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::payload::parse_message;
+    use super::super::pointer::Pointer;
     use super::*;
 
     fn fields_of(kind: PayloadKind, body: &str) -> Vec<(Cow<'static, str>, String)> {
-        fields(&parse_message(kind, body.as_bytes()).unwrap())
+        let spec = KeySpec::for_payload(kind).unwrap();
+        fields(&parse_message(kind, body.as_bytes()).unwrap(), &spec)
     }
 
     #[test]
@@ -96,5 +121,39 @@ mod tests {
         assert_eq!(get("order.grand_total").unwrap().1, "35000");
         assert_eq!(get("order.reference_id"), None);
         assert!(fields.iter().all(|(name, _)| !name.contains("extra")));
+    }
+
+    #[test]
+    fn of_a_payload_that_is_not_known_the_keys_and_the_moneys_fields_are_kept() {
+        let pointers = |texts: &[&str]| -> Vec<Pointer> {
+            let parsed = texts.iter().map(|text| Pointer::parse(text).unwrap());
+            parsed.collect()
+        };
+        let spec = KeySpec::new(
+            pointers(&["/id", "/items/0"]),
+            pointers(&[
+                "/money/amount",
+                "/id",
+                "/paid",
+                "/absent",
+                "/money",
+                "/long",
+            ]),
+        );
+        let long = "x".repeat(257);
+        let body = format!(
+            r#"{{"id":"a-1","items":[7.0],"money":{{"amount":1e3}},"paid":true,"long":"{long}","customer":"X"}}"#
+        );
+        let message = parse_message(PayloadKind::Any, body.as_bytes()).unwrap();
+        let pair = |name: &'static str, text: &str| (Cow::from(name), text.to_owned());
+        assert_eq!(
+            fields(&message, &spec),
+            [
+                pair("/id", "a-1"),
+                pair("/items/0", "7"),
+                pair("/money/amount", "1000"),
+                pair("/paid", "true"),
+            ]
+        );
     }
 }

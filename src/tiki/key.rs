@@ -121,6 +121,12 @@ impl KeySpec {
         text_of(&self.fingerprint)
     }
 
+    /// Every place that the key and the fingerprint are looked for at, in their order.
+    pub(super) fn pointers(&self) -> impl Iterator<Item = &Pointer> {
+        let parts = self.key.iter().chain(&self.fingerprint);
+        parts.flat_map(|part| &part.places)
+    }
+
     fn extract_key(&self, document: &Value<'_>) -> Result<String, PayloadFault> {
         if let [part] = self.key.as_slice() {
             return Ok(part.key_text(document)?.unwrap_or_default());

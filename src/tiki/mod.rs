@@ -70,6 +70,7 @@ mod key;
 mod payload;
 mod pointer;
 mod signature;
+mod subject;
 
 pub use amount::{Decimal, DecimalError};
 pub use diagnosis::{Case, Cause, Diagnosis, Signed, diagnose};
@@ -84,3 +85,4 @@ pub use payload::{
 };
 pub use pointer::Pointer;
 pub use signature::{Mac, SigningKey, Verifier};
+pub use subject::{Subject, subject};
