@@ -8,7 +8,8 @@ use tokio::time::Instant;
 
 use crate::config::{Idempotency, OnUnknown};
 use crate::failpoint;
-use crate::ledger::{Claim, ClaimOutcome, Fence, Fields, Policy, Settlement};
+use crate::ledger::{Claim, ClaimOutcome, Fence, Hold, Marks, Policy, Settlement};
+use crate::metrics::Suspicion;
 
 use super::Gate;
 use super::answer::Answer;
@@ -50,6 +51,7 @@ pub(super) async fn fetch(gate: &Arc<Gate>, parcel: Parcel) -> Result<Answer, Re
         fence: None,
         running: None,
         attempt: 1,
+        marks: Marks::default(),
         deadlines,
     };
     let sent = forward(gate, &parcel, sending).await;
@@ -72,6 +74,7 @@ async fn unkeyed(
         fence: None,
         running: Some(Arc::clone(running)),
         attempt: 1,
+        marks: Marks::default(),
         deadlines,
     };
     let sent = forward(gate, parcel, sending).await;
@@ -90,8 +93,8 @@ async fn keyed(
     running: &Arc<Running>,
     deadlines: Deadlines,
 ) -> Verdict {
-    let fence = match claim(gate, parcel, identity, deadlines).await {
-        Ok(fence) => fence,
+    let (fence, marks) = match claim(gate, parcel, identity, deadlines).await {
+        Ok(granted) => granted,
         Err(verdict) => return verdict,
     };
     failpoint::reach("after_claim");
@@ -101,6 +104,7 @@ async fn keyed(
         fence: Some(fence),
         running: Some(Arc::clone(running)),
         attempt: fence.attempt,
+        marks,
         deadlines,
     };
     let sent = forward(gate, parcel, sending).await;
@@ -126,7 +130,7 @@ async fn claim(
     parcel: &Parcel,
     identity: &Identity,
     deadlines: Deadlines,
-) -> Result<Fence, Verdict> {
+) -> Result<(Fence, Marks), Verdict> {
     let Some(rule) = &parcel.plan.route.idempotency else {
         // An identity comes from this rule alone.
         return Err(Verdict::Own(Refusal::LedgerUnavailable(
@@ -146,8 +150,11 @@ async fn claim(
         }
     };
     note(&gate.common.ledger_failing, claimed.is_err());
+    if let Some(suspicion) = claimed.as_ref().ok().and_then(suspicion) {
+        note_suspicion(gate, parcel, suspicion);
+    }
     match claimed {
-        Ok(ClaimOutcome::Granted(fence, _)) => Ok(fence),
+        Ok(ClaimOutcome::Granted(fence, marks)) => Ok((fence, marks)),
         Ok(other) => Err(not_granted(other, parcel.standing)),
         Err(error) => Err(Verdict::Shared(Err(ledger_refusal(&error)))),
     }
@@ -176,10 +183,29 @@ fn claim_of(
             .saturating_duration_since(Instant::now())
             + QUIET,
         route: Arc::clone(&parcel.plan.name),
-        fields: Fields::default(),
+        fields: identity.fields.clone(),
         request: (policy == Policy::Hold).then(|| parcel.to_keep()),
-        subject: None,
+        subject: identity.subject.clone(),
     }
+}
+
+/// What a claim says of the message's place among others about the same order or payment.
+fn suspicion(outcome: &ClaimOutcome) -> Option<Suspicion> {
+    match outcome {
+        ClaimOutcome::Granted(_, marks) if marks.stale_event => Some(Suspicion::StaleMarked),
+        ClaimOutcome::Granted(_, marks) if marks.possible_duplicate => {
+            Some(Suspicion::DuplicateMarked)
+        }
+        ClaimOutcome::Dropped(..) => Some(Suspicion::StaleDropped),
+        ClaimOutcome::Held(_, Hold::PossibleDuplicate) => Some(Suspicion::DuplicateHeld),
+        _ => None,
+    }
+}
+
+/// Counts it whether or not the caller still waits, and leaves it to the log line.
+fn note_suspicion(gate: &Gate, parcel: &Parcel, suspicion: Suspicion) {
+    gate.metrics.suspicion(parcel.plan.label, suspicion);
+    let _ = parcel.facts.suspicion.set(suspicion);
 }
 
 /// What a claim that was not granted means for the caller.

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::config::Client;
+use crate::metrics::Suspicion;
 use crate::net::{AddressText, Arrived, ClientAddress};
 
 use super::refusal::Refusal;
@@ -49,6 +50,8 @@ pub struct Facts {
     pub(super) attempt: OnceLock<u32>,
     /// Set when the answer comes from the ledger.
     pub(super) replayed: OnceLock<()>,
+    /// What was done about it for the sake of another message about the same order or payment.
+    pub(super) suspicion: OnceLock<Suspicion>,
     /// The backend's status.
     pub(super) upstream_status: OnceLock<u16>,
     /// Time from connecting to the whole answer, or to the fault.
@@ -80,6 +83,7 @@ impl Facts {
             key: OnceLock::new(),
             attempt: OnceLock::new(),
             replayed: OnceLock::new(),
+            suspicion: OnceLock::new(),
             upstream_status: OnceLock::new(),
             upstream_took: OnceLock::new(),
             refusal: OnceLock::new(),

@@ -16,7 +16,7 @@ use tower::{Layer, Service, ServiceExt};
 use crate::client::{BackendAnswer, ConnectionKind, SendFaultKind, Sent, Upstream};
 use crate::config::OnUnknown;
 use crate::failpoint;
-use crate::ledger::{Fence, Ledger, LedgerError, PermitError};
+use crate::ledger::{Fence, Ledger, LedgerError, Marks, PermitError};
 
 use super::Gate;
 use super::parcel::Parcel;
@@ -42,6 +42,8 @@ pub(super) struct Sending {
     pub(super) running: Option<Arc<Running>>,
     /// Which try of its message it is.
     pub(super) attempt: u32,
+    /// What the backend is told of it.
+    pub(super) marks: Marks,
     /// Until when.
     pub(super) deadlines: Deadlines,
 }
@@ -150,7 +152,7 @@ async fn on_one_connection(
     sending: &Sending,
 ) -> Result<BackendAnswer, ForwardFault> {
     let request = parcel
-        .request(sending.attempt)
+        .request(sending.attempt, sending.marks)
         .map_err(|_| ForwardFault::NotSent(NOT_SENT))?;
     let mut stack = gate.stacks[parcel.plan.route.upstream].clone();
     let ready = tokio::time::timeout_at(sending.deadlines.send_by, stack.ready()).await;

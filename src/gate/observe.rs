@@ -12,7 +12,7 @@ use http_body_util::Full;
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
-use crate::metrics::{InFlight, RouteLabel};
+use crate::metrics::{InFlight, RouteLabel, Suspicion};
 use crate::net::Arrived;
 use crate::telemetry::AccessLine;
 
@@ -164,6 +164,7 @@ impl Report {
             metrics.replay(label);
         }
         let client = facts.client.get();
+        let suspicion = facts.suspicion.get().copied();
         self.gate.log.write(&AccessLine {
             time: Some(self.gate.common.clock.now()),
             request_id: Some(facts.request_id.as_str()),
@@ -183,6 +184,12 @@ impl Report {
                 .filter(|reason| !reason.is_empty()),
             attempt: facts.attempt.get().copied(),
             replayed: facts.replayed.get().map(|()| true),
+            stale_event: suspicion
+                .filter(|suspicion| suspicion.is_stale())
+                .map(Suspicion::action),
+            possible_duplicate: suspicion
+                .filter(|suspicion| !suspicion.is_stale())
+                .map(Suspicion::action),
             upstream_status: facts.upstream_status.get().copied(),
             upstream_duration: facts.upstream_took.get().copied(),
             duration: Some(took),

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::config::Upstream;
-use crate::ledger::KeptRequest;
+use crate::ledger::{KeptRequest, Marks};
 use crate::tiki::PayloadKind;
 
 use super::authenticate::{ClientPlan, Message, answer_by};
@@ -27,6 +27,8 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const ATTEMPT: HeaderName = HeaderName::from_static("x-tikigate-attempt");
 const CLIENT_ID: HeaderName = HeaderName::from_static("x-tikigate-client-id");
 const PARTNER_CODE: HeaderName = HeaderName::from_static("x-tikigate-partner-code");
+const STALE_EVENT: HeaderName = HeaderName::from_static("x-tikigate-stale-event");
+const POSSIBLE_DUPLICATE: HeaderName = HeaderName::from_static("x-tikigate-possible-duplicate");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -88,11 +90,15 @@ impl Parcel {
 
     /// The request that the backend gets: the gate's own head, what goes along of the caller's, and
     /// the caller's bytes.
-    pub(super) fn request(&self, attempt: u32) -> Result<Request<Bytes>, http::Error> {
+    pub(super) fn request(
+        &self,
+        attempt: u32,
+        marks: Marks,
+    ) -> Result<Request<Bytes>, http::Error> {
         let mut request = Request::new(self.body.clone());
         *request.method_mut() = self.plan.route.method.clone();
         *request.uri_mut() = self.target()?;
-        *request.headers_mut() = self.headers(attempt)?;
+        *request.headers_mut() = self.headers(attempt, marks)?;
         Ok(request)
     }
 
@@ -107,7 +113,7 @@ impl Parcel {
         Ok(Uri::from(whole))
     }
 
-    fn headers(&self, attempt: u32) -> Result<HeaderMap, http::Error> {
+    fn headers(&self, attempt: u32, marks: Marks) -> Result<HeaderMap, http::Error> {
         let plan = &self.plan;
         let facts = &self.facts;
         let mut headers = HeaderMap::with_capacity(20);
@@ -125,6 +131,18 @@ impl Parcel {
             headers.insert(IDEMPOTENCY_KEY, key_value(&identity.key.message)?);
         }
         headers.insert(ATTEMPT, HeaderValue::from(attempt));
+        let Marks {
+            stale_event,
+            possible_duplicate,
+        } = marks;
+        for (name, holds) in [
+            (STALE_EVENT, stale_event),
+            (POSSIBLE_DUPLICATE, possible_duplicate),
+        ] {
+            if holds {
+                headers.insert(name, HeaderValue::from_static("true"));
+            }
+        }
         headers.insert(CLIENT_ID, self.client.id_value.clone());
         if let Some(partner_code) = &self.client.partner_code {
             headers.insert(PARTNER_CODE, partner_code.clone());

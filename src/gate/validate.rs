@@ -1,9 +1,10 @@
-//! Step 4: the body is the route's payload, and yields the message's key and money fields.
+//! Step 4: the body is the route's payload, and yields what the message is told by and what it is about.
 
 use std::sync::Arc;
 
-use crate::ledger;
-use crate::tiki::{PayloadKind, parse_message};
+use crate::config::{Idempotency, PossibleDuplicate, StaleEvents};
+use crate::ledger::{self, SubjectRule};
+use crate::tiki::{self, PayloadKind, parse_message};
 
 use super::authenticate::Message;
 use super::freshen::Freshened;
@@ -22,11 +23,16 @@ pub struct Valid {
 #[derive(Debug)]
 struct Seal;
 
-/// A message's key in the ledger and the hash of the fields that move money.
+/// What a message is to the ledger.
 #[derive(Clone, Debug)]
 pub struct Identity {
     pub(super) key: ledger::Key,
+    /// The hash of the fields that move money.
     pub(super) fingerprint: ledger::Fingerprint,
+    /// What people search by.
+    pub(super) fields: ledger::Fields,
+    /// The order or payment that other messages may be about too.
+    pub(super) subject: Option<ledger::Subject>,
 }
 
 /// Checks the body against the route's payload. The bytes stay as they are.
@@ -67,5 +73,32 @@ fn identify(message: &Message) -> Result<Option<Identity>, Refusal> {
             message: Arc::from(identity.key),
         },
         fingerprint: ledger::Fingerprint(identity.fingerprint),
+        fields: ledger::Fields(tiki::fields(&payload, &rule.spec)),
+        subject: tiki::subject(&payload).map(|subject| compared(subject, rule)),
     }))
+}
+
+/// What the ledger compares among the messages about one subject.
+fn compared(subject: tiki::Subject<'_>, rule: &Idempotency) -> ledger::Subject {
+    let (id, rule) = match subject {
+        tiki::Subject::Order { id, at } => {
+            let rule = SubjectRule::Event {
+                at,
+                drop_stale: rule.stale_events == StaleEvents::Drop,
+            };
+            (id, rule)
+        }
+        tiki::Subject::Payment { id, amount } => {
+            let rule = SubjectRule::Payment {
+                amount: Arc::from(amount.to_string()),
+                window: rule.duplicate_window,
+                hold: rule.possible_duplicate == PossibleDuplicate::Hold,
+            };
+            (id, rule)
+        }
+    };
+    ledger::Subject {
+        id: Arc::from(id),
+        rule,
+    }
 }

@@ -155,6 +155,39 @@ impl RouteLabel {
     }
 }
 
+/// What was done about a message that another one about the same order or payment makes suspect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suspicion {
+    /// An event older than one that was passed on: passed on with a mark.
+    StaleMarked,
+    /// The same: answered and not passed on.
+    StaleDropped,
+    /// One more refund of a payment's amount: passed on with a mark.
+    DuplicateMarked,
+    /// The same: held for a person.
+    DuplicateHeld,
+}
+
+impl Suspicion {
+    const STALE: [Self; 2] = [Self::StaleMarked, Self::StaleDropped];
+    const DUPLICATE: [Self; 2] = [Self::DuplicateMarked, Self::DuplicateHeld];
+    const COUNT: usize = Self::STALE.len() + Self::DUPLICATE.len();
+
+    /// Whether it is about an order's event; otherwise it is about a refund.
+    pub const fn is_stale(self) -> bool {
+        matches!(self, Self::StaleMarked | Self::StaleDropped)
+    }
+
+    /// The word for what was done, in metrics and the log.
+    pub const fn action(self) -> &'static str {
+        match self {
+            Self::StaleMarked | Self::DuplicateMarked => "marked",
+            Self::StaleDropped => "dropped",
+            Self::DuplicateHeld => "held",
+        }
+    }
+}
+
 /// What the ledger holds at the time of a scrape. Empty when the ledger can't say: its series are
 /// then absent, which alerts can tell from zero.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -202,6 +235,11 @@ impl Worker {
     /// Counts an answer given from the ledger.
     pub fn replay(&self, route: RouteLabel) {
         self.shard.route(route).replays.add(0);
+    }
+
+    /// Counts a call that was marked, dropped or held for its subject's sake.
+    pub fn suspicion(&self, route: RouteLabel, suspicion: Suspicion) {
+        self.shard.route(route).suspicions.add(suspicion as usize);
     }
 
     /// Counts a signature that a secret explained, by its place in [`Labels::secrets`].
@@ -271,6 +309,8 @@ struct RouteCells {
     upstream: Histogram,
     refusals: Cells,
     replays: Cells,
+    /// One cell for each [`Suspicion`].
+    suspicions: Cells,
 }
 
 impl RouteCells {
@@ -281,6 +321,7 @@ impl RouteCells {
             upstream: Histogram::new(&cells::DURATION),
             refusals: Cells::new(refusals),
             replays: Cells::new(1),
+            suspicions: Cells::new(Suspicion::COUNT),
         }
     }
 }

@@ -1,14 +1,15 @@
 //! The list of every family: its name, type and help, and where its samples come from.
 //!
 //! Series that count zero are left out where labels multiply (statuses, refusals, durations), and
-//! kept where zero says something (replays, matches of a secret that is to be retired).
+//! kept where zero says something (replays, matches of a secret that is to be retired) or where an alert
+//! waits for the first one (a counter that appears with its first count has not grown).
 
 use std::sync::atomic::Ordering;
 
 use super::cells::{self, Histogram, Scale};
 use super::exposition::{Exposition, Kind};
 use super::process::Figures;
-use super::{CODES, FIRST_CODE, LedgerFigures, Metrics, RouteCells, Shard};
+use super::{CODES, FIRST_CODE, LedgerFigures, Metrics, RouteCells, Shard, Suspicion};
 
 /// Writes all families.
 pub(super) fn exposition(metrics: &Metrics, ledger: &LedgerFigures, process: &Figures) -> String {
@@ -21,6 +22,7 @@ pub(super) fn exposition(metrics: &Metrics, ledger: &LedgerFigures, process: &Fi
     out.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
     requests(&mut out, metrics);
     refusals(&mut out, metrics);
+    suspicions(&mut out, metrics);
     signatures(&mut out, metrics);
     ledger_families(&mut out, metrics, ledger);
     load(&mut out, metrics);
@@ -106,6 +108,30 @@ fn refusals(out: &mut Exposition, metrics: &Metrics) {
             }
         }
     }
+}
+
+fn suspicions(out: &mut Exposition, metrics: &Metrics) {
+    let mut family = |name, help, kinds: [Suspicion; 2]| {
+        out.family(Kind::Counter, name, help);
+        // What matches no route is not claimed.
+        for (route, label) in metrics.routes.iter().enumerate().skip(1) {
+            for kind in kinds {
+                let count =
+                    metrics.sum_of_route(route, |cells| cells.suspicions.read(kind as usize));
+                out.sample(&[("route", label), ("action", kind.action())], count);
+            }
+        }
+    };
+    family(
+        "tikigate_stale_events_total",
+        "Calls about an order, older than one that was passed on, by what was done about them.",
+        Suspicion::STALE,
+    );
+    family(
+        "tikigate_possible_duplicates_total",
+        "Calls for a refund of an amount that the payment had a refund of already, by what was done about them.",
+        Suspicion::DUPLICATE,
+    );
 }
 
 fn signatures(out: &mut Exposition, metrics: &Metrics) {

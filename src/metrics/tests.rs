@@ -48,6 +48,12 @@ fn a_scrape_sums_the_workers() {
     first.refusal(refund, 1);
     second.refusal(refund, 1);
     first.replay(refund);
+    first.suspicion(RouteLabel::new(0), Suspicion::StaleMarked);
+    second.suspicion(RouteLabel::new(0), Suspicion::StaleMarked);
+    first.suspicion(RouteLabel::new(0), Suspicion::StaleDropped);
+    second.suspicion(refund, Suspicion::DuplicateMarked);
+    first.suspicion(refund, Suspicion::DuplicateHeld);
+    first.suspicion(refund, Suspicion::DuplicateHeld);
     second.signature_match(1);
     first.signature_age(-3.0);
     second.signature_age(70.0);
@@ -67,6 +73,12 @@ fn a_scrape_sums_the_workers() {
         "tikigate_refusals_total{route=\"refund\",error=\"unauthenticated\",reason=\"bad_signature\"} 2",
         "tikigate_replays_total{route=\"ipn\"} 0",
         "tikigate_replays_total{route=\"refund\"} 1",
+        "tikigate_stale_events_total{route=\"ipn\",action=\"marked\"} 2",
+        "tikigate_stale_events_total{route=\"ipn\",action=\"dropped\"} 1",
+        "tikigate_stale_events_total{route=\"refund\",action=\"marked\"} 0",
+        "tikigate_possible_duplicates_total{route=\"refund\",action=\"marked\"} 1",
+        "tikigate_possible_duplicates_total{route=\"refund\",action=\"held\"} 2",
+        "tikigate_possible_duplicates_total{route=\"ipn\",action=\"held\"} 0",
         "tikigate_signature_matches_total{client=\"wallet\",secret=\"2026-11\"} 0",
         "tikigate_signature_matches_total{client=\"wallet\",secret=\"old\"} 1",
         "tikigate_signature_age_seconds_bucket{le=\"0\"} 1",
@@ -79,6 +91,9 @@ fn a_scrape_sums_the_workers() {
     }
     assert!(!text.contains("not_found"), "zero refusals are left out");
     assert!(!text.contains("route=\"ipn\",code"), "and so are requests");
+    let unmatched = "action=\"marked\"";
+    let claimed = text.lines().filter(|line| line.contains(unmatched));
+    assert!(claimed.into_iter().all(|line| !line.contains("unmatched")));
 }
 
 #[test]
@@ -184,6 +199,8 @@ fn promtool_accepts_every_family() {
         worker.refusal(route, 0);
         worker.refusal(route, 1);
         worker.replay(route);
+        worker.suspicion(route, Suspicion::StaleDropped);
+        worker.suspicion(route, Suspicion::DuplicateHeld);
         worker.signature_match(0);
         worker.signature_age(0.125);
     }

@@ -47,6 +47,11 @@ pub struct AccessLine<'a> {
     pub attempt: Option<u32>,
     /// `tikigate.replayed`: whether the answer came from the ledger.
     pub replayed: Option<bool>,
+    /// `tikigate.stale_event`: what was done about an order's event that is older than one that was
+    /// passed on.
+    pub stale_event: Option<&'a str>,
+    /// `tikigate.possible_duplicate`: what was done about one more refund of a payment's amount.
+    pub possible_duplicate: Option<&'a str>,
     /// `tikigate.upstream.status_code`: what the backend answered.
     pub upstream_status: Option<u16>,
     /// `tikigate.upstream.duration_ms`: how long the backend took.
@@ -82,9 +87,9 @@ impl AccessLog {
     ///
     /// The level follows the answer: `info` below 400, `warn` for a 4xx (the call is lost, and a caller's
     /// fault), `error` for a 5xx (Tiki sends the call again, and something of ours or behind us is in
-    /// trouble).
+    /// trouble). A possible duplicate is at least a `warn`: money may be about to move twice.
     pub fn write(&self, line: &AccessLine<'_>) {
-        let level = level_of(line.status);
+        let level = level_of(line);
         if level > self.level {
             return;
         }
@@ -97,10 +102,11 @@ impl AccessLog {
     }
 }
 
-fn level_of(status: Option<u16>) -> Level {
-    match status {
+fn level_of(line: &AccessLine<'_>) -> Level {
+    match line.status {
         Some(500..) => Level::ERROR,
         Some(400..) => Level::WARN,
+        _ if line.possible_duplicate.is_some() => Level::WARN,
         _ => Level::INFO,
     }
 }
@@ -126,6 +132,8 @@ impl Fields<'_> {
             reason,
             attempt,
             replayed,
+            stale_event,
+            possible_duplicate,
             upstream_status,
             upstream_duration,
             duration,
@@ -152,6 +160,8 @@ impl Fields<'_> {
             let word = if replayed { "true" } else { "false" };
             self.0.bare("tikigate.replayed", word);
         }
+        self.text("tikigate.stale_event", stale_event);
+        self.text("tikigate.possible_duplicate", possible_duplicate);
         self.number("tikigate.upstream.status_code", upstream_status);
         self.millis("tikigate.upstream.duration_ms", upstream_duration);
         self.millis("duration_ms", duration);

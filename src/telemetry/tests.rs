@@ -95,6 +95,8 @@ fn full_line<'a>(address: &'a std::net::IpAddr, key: &'a str) -> AccessLine<'a> 
         reason: Some("held"),
         attempt: Some(2),
         replayed: Some(false),
+        stale_event: Some("marked"),
+        possible_duplicate: Some("held"),
         upstream_status: Some(503),
         upstream_duration: Some(Duration::from_micros(12_345)),
         duration: Some(Duration::from_millis(13_000)),
@@ -131,6 +133,8 @@ fn a_json_line_has_every_field_and_gives_hostile_text_back() {
         "tikigate.reason": "held",
         "tikigate.attempt": 2,
         "tikigate.replayed": false,
+        "tikigate.stale_event": "marked",
+        "tikigate.possible_duplicate": "held",
         "tikigate.upstream.status_code": 503,
         "tikigate.upstream.duration_ms": 12.345,
         "duration_ms": 13000.0,
@@ -155,7 +159,8 @@ fn a_text_line_can_not_be_forged() {
     let (value, rest) = value.split_at(value.find(" http.response").unwrap());
     assert_eq!(serde_json::from_str::<String>(value).unwrap(), HOSTILE);
     let end = " http.response.status_code=500 error.type=outcome_unknown tikigate.reason=held \
-               tikigate.attempt=2 tikigate.replayed=false tikigate.upstream.status_code=503 \
+               tikigate.attempt=2 tikigate.replayed=false tikigate.stale_event=marked \
+               tikigate.possible_duplicate=held tikigate.upstream.status_code=503 \
                tikigate.upstream.duration_ms=12.345 duration_ms=13000.000 \
                http.request.body.size=300 http.response.body.size=0";
     assert_eq!(rest, end);
@@ -181,15 +186,18 @@ fn what_is_absent_is_left_out_and_what_is_long_is_cut() {
 }
 
 #[test]
-fn the_level_follows_the_status_and_the_configuration() {
+fn the_level_follows_the_status_the_suspicion_and_the_configuration() {
     let log = Log {
         level: LevelFilter::WARN,
         ..JSON
     };
     let (log, output) = started(log, 1);
-    for status in [200, 399, 400, 499, 500, 599] {
+    let suspect = [(201, Some("marked")), (500, Some("held"))];
+    let plain = [200, 399, 400, 499, 500, 599].map(|status| (status, None));
+    for (status, possible_duplicate) in plain.into_iter().chain(suspect) {
         log.access(0).write(&AccessLine {
             status: Some(status),
+            possible_duplicate,
             ..AccessLine::default()
         });
     }
@@ -199,7 +207,7 @@ fn the_level_follows_the_status_and_the_configuration() {
         .iter()
         .map(|line| line["level"].clone())
         .collect();
-    assert_eq!(levels, ["warn", "warn", "error", "error"]);
+    assert_eq!(levels, ["warn", "warn", "error", "error", "warn", "error"]);
 }
 
 #[test]

@@ -10,7 +10,9 @@ mod limits;
 mod rerun;
 mod resends;
 mod rotation;
+mod second_refunds;
 mod signatures;
+mod stale_events;
 mod stress;
 mod time;
 
