@@ -24,6 +24,8 @@ mod meta;
 mod open;
 mod reader;
 pub mod schema;
+#[cfg(test)]
+mod tests;
 mod watermark;
 mod writer;
 

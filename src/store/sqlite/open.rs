@@ -4,7 +4,6 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
@@ -214,9 +213,7 @@ pub(super) fn connect(options: &Options) -> Result<(Connection, Meta), OpenError
         | OpenFlags::SQLITE_OPEN_CREATE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags).map_err(sql)?;
-    connection
-        .busy_timeout(Duration::from_secs(5))
-        .map_err(sql)?;
+    connection.busy_timeout(writer::BUSY).map_err(sql)?;
     let version = identify(&connection, path)?;
     if version == 0 {
         // Before the first table, or not at all.

@@ -32,6 +32,11 @@ pub(super) const CACHE_KIB: i64 = 16 * 1024;
 /// Pages in the log at which it is brought back into the file: some 16 MiB.
 const CHECKPOINT_PAGES: u64 = 4000;
 
+/// How long another program's write may keep the writer waiting.
+pub(super) const BUSY: Duration = Duration::from_secs(1);
+/// How long a look in the middle may keep it waiting when it has nothing to do.
+const BUSY_WHEN_IDLE: Duration = Duration::from_millis(20);
+
 /// Without a job for this long, the log is emptied.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -224,9 +229,11 @@ impl Work {
         let _alone = lock(&self.shared.checkpointing);
         if let Some(connection) = &self.usable {
             // A reader in the middle of a look keeps some of it: the next pause will do.
+            let _ = connection.busy_timeout(BUSY_WHEN_IDLE);
             let emptied = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| {
                 row.get::<_, i64>(0)
             });
+            let _ = connection.busy_timeout(BUSY);
             if matches!(emptied, Ok(0)) {
                 self.shared.log_pages.store(0, Ordering::Relaxed);
             }
