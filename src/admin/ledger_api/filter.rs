@@ -17,9 +17,9 @@ const MAX_LIMIT: usize = 500;
 /// Bytes at most of what is searched for.
 const MAX_QUERY: usize = 256;
 
-/// `state=&route=&q=&reference=&from=&until=&after=&limit=`; an unknown or repeated name is an
-/// error, since a filter that is silently ignored shows more than was asked for. An empty value is
-/// no filter.
+/// `state=&route=&key=&q=&reference=&from=&until=&after=&limit=`; an unknown or repeated name is
+/// an error, since a filter that is silently ignored shows more than was asked for. An empty value
+/// is no filter.
 pub(super) fn read(query: &str) -> Result<Filter, Fault> {
     let mut filter = Filter {
         limit: DEFAULT_LIMIT,
@@ -39,6 +39,7 @@ pub(super) fn read(query: &str) -> Result<Filter, Fault> {
         match &*name {
             "state" => filter.state = given.map(state).transpose()?,
             "route" => filter.route = given.map(str::to_owned),
+            "key" => filter.key = given.map(str::to_owned),
             "q" => filter.query = given.map(str::to_owned),
             "reference" => filter.reference = given.map(str::to_owned),
             "from" => filter.created_from = given.map(|text| time(&name, text)).transpose()?,
@@ -113,11 +114,13 @@ mod tests {
 
     #[test]
     fn a_filter_is_read_whole_or_not_at_all() {
-        let filter =
-            read("state=unknown&route=refund&q=a%26b+c&reference=t%2B1&after=rec-7&limit=500");
+        let filter = read(
+            "state=unknown&route=refund&key=k&q=a%26b+c&reference=t%2B1&after=rec-7&limit=500",
+        );
         let filter = filter.unwrap();
         assert_eq!(filter.state, Some(State::Unknown));
         assert_eq!(filter.route.as_deref(), Some("refund"));
+        assert_eq!(filter.key.as_deref(), Some("k"));
         assert_eq!(filter.query.as_deref(), Some("a&b c"));
         assert_eq!(filter.reference.as_deref(), Some("t+1"));
         assert_eq!(filter.after, Some(RecordId(7)));

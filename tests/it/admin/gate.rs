@@ -326,6 +326,7 @@ fn passes(record: &Record, filter: &Filter) -> bool {
     let created = record.created_at;
     filter.state.is_none_or(|state| state == record.state)
         && (filter.route.as_deref()).is_none_or(|route| route == &*record.route)
+        && (filter.key.as_deref()).is_none_or(|key| *record.key.message == *key)
         && (filter.query.as_deref()).is_none_or(|q| record.key.message.contains(q))
         && (filter.reference.as_deref()).is_none_or(|text| record.fields.mentions(text))
         && filter.created_from.is_none_or(|from| created >= from)
