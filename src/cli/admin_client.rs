@@ -1,7 +1,9 @@
-//! The commands' way to a running gate: one HTTP call to its admin listener.
+//! The commands' way to a running gate: HTTP calls to its admin listener.
 
+mod error;
 mod target;
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -16,12 +18,13 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::runtime::Runtime;
 
+pub use self::error::ClientError;
 use self::target::Target;
-use super::terminal;
 use crate::config;
 
-/// A whole call, from connecting to the last byte.
+/// A whole call, from connecting to the last byte, unless it says otherwise.
 const CALL_WITHIN: Duration = Duration::from_secs(10);
 
 /// Bytes of an answer at most.
@@ -107,13 +110,19 @@ pub fn defaults(config: Option<&Path>) -> Result<Defaults, ClientError> {
     })
 }
 
-/// Calls one gate's admin listener. Every call blocks, for ten seconds at most.
+/// Calls one gate's admin listener. Every call blocks, for ten seconds at most unless it says otherwise.
 #[derive(Debug)]
 pub struct AdminClient {
     target: Target,
     authorization: Option<HeaderValue>,
     time_zone: Option<String>,
+    /// There until the client is dropped.
+    runtime: Option<Runtime>,
+    /// The connection of the last read, for the next one: an export reads thousands of pages.
+    kept: RefCell<Option<Sender>>,
 }
+
+type Sender = http1::SendRequest<Full<Bytes>>;
 
 /// An answer of the admin listener.
 #[derive(Clone, Debug)]
@@ -124,108 +133,16 @@ pub struct Answer {
     pub body: Bytes,
 }
 
-/// Why a call came to nothing. `Display` is what the user reads.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// The URL can't be used.
-    #[error("`{url}` is not an admin URL: {why}")]
-    BadUrl {
-        /// What was given.
-        url: String,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-    /// The token's file can't be used.
-    #[error("the admin token in {}: {why}; name its file with --token-file", .path.display())]
-    BadTokenFile {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// What the command line leaves out can't be taken from the configuration.
-    #[error(
-        "the configuration has problems (tikigate check lists them; --admin URL and --token-file \
-         FILE do without it):\n{problem}"
-    )]
-    BadConfig {
-        /// The first of them.
-        problem: String,
-    },
-    /// Nobody listens there.
-    #[error(
-        "no gate answers at {target}: {why}. Is it running? --admin URL points to another address"
-    )]
-    NotRunning {
-        /// Where it was looked for.
-        target: String,
-        /// What the system said.
-        why: io::Error,
-    },
-    /// The call took too long.
-    #[error("the gate at {target} did not answer within {} s", CALL_WITHIN.as_secs())]
-    TimedOut {
-        /// Where it was.
-        target: String,
-    },
-    /// The connection broke, or what answered doesn't speak HTTP.
-    #[error("the call to {target} broke off: {why}")]
-    Broken {
-        /// Where it was.
-        target: String,
-        /// What happened.
-        why: String,
-    },
-    /// The gate refused the call.
-    #[error("{}", refusal(.code, .message, .detail))]
-    Refused {
-        /// Its status.
-        status: StatusCode,
-        /// The error's stable code.
-        code: String,
-        /// The error's sentence.
-        message: String,
-        /// The whole error, with what some codes add.
-        detail: Value,
-    },
-    /// What answered is not a gate's admin listener.
-    #[error("what answers at {target} is not a gate's admin listener: {why}")]
-    Foreign {
-        /// Where it was.
-        target: String,
-        /// How it showed.
-        why: String,
-    },
-    /// The system refused something that the call needs.
-    #[error("the call could not be made: {0}")]
-    System(io::Error),
-}
-
-fn refusal(code: &str, message: &str, detail: &Value) -> String {
-    let message = terminal::escape(message);
-    match (code, detail["until"].as_str()) {
-        ("unauthorized", _) => {
-            "the gate does not know this token; --token-file names another".to_owned()
-        }
-        ("may_still_run", Some(until)) => {
-            let until = terminal::escape(until);
-            format!(
-                "{message} until {until}: wait, or say --force if you are certain that it is not"
-            )
-        }
-        _ => format!("{message} ({})", terminal::escape(code)),
-    }
-}
-
 impl AdminClient {
     /// A client with a token, for the API.
     ///
     /// # Errors
     /// [`ClientError::BadUrl`], [`ClientError::BadTokenFile`], [`ClientError::BadConfig`].
     pub fn with_token(options: &AdminOptions) -> Result<Self, ClientError> {
-        let defaults = match (&options.gate.admin, &options.token_file) {
-            (Some(_), Some(_)) => Defaults::plain(None),
-            _ => defaults(options.gate.config.as_deref())?,
+        let config = options.gate.config.as_deref();
+        let defaults = match (&options.gate.admin, &options.token_file, config) {
+            (Some(_), Some(_), None) => Defaults::plain(None),
+            _ => defaults(config)?,
         };
         let token_file = options.token_file.as_ref().unwrap_or(&defaults.token_file);
         let authorization = read_token(token_file).map_err(|why| ClientError::BadTokenFile {
@@ -233,11 +150,7 @@ impl AdminClient {
             why,
         })?;
         let url = options.gate.admin.as_deref().unwrap_or(&defaults.url);
-        Ok(Self {
-            target: Target::parse(url)?,
-            authorization: Some(authorization),
-            time_zone: defaults.time_zone,
-        })
+        Self::new(Target::parse(url)?, Some(authorization), defaults.time_zone)
     }
 
     /// A client without a token, for the probes.
@@ -250,10 +163,39 @@ impl AdminClient {
             None => defaults(options.config.as_deref())?,
         };
         let url = options.admin.as_deref().unwrap_or(&defaults.url);
+        Self::new(Target::parse(url)?, None, defaults.time_zone)
+    }
+
+    /// A client of an admin listener of this process's own, on a unix socket.
+    ///
+    /// # Errors
+    /// [`ClientError::System`].
+    pub fn of_socket(
+        socket: &Path,
+        token: &str,
+        time_zone: Option<String>,
+    ) -> Result<Self, ClientError> {
+        let authorization =
+            bearer(token.as_bytes()).map_err(|why| ClientError::System(io::Error::other(why)))?;
+        let target = Target::Unix(socket.to_owned());
+        Self::new(target, Some(authorization), time_zone)
+    }
+
+    fn new(
+        target: Target,
+        authorization: Option<HeaderValue>,
+        time_zone: Option<String>,
+    ) -> Result<Self, ClientError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(ClientError::System)?;
         Ok(Self {
-            target: Target::parse(url)?,
-            authorization: None,
-            time_zone: defaults.time_zone,
+            target,
+            authorization,
+            time_zone,
+            runtime: Some(runtime),
+            kept: RefCell::default(),
         })
     }
 
@@ -267,7 +209,10 @@ impl AdminClient {
     /// # Errors
     /// Every [`ClientError`] but [`ClientError::Refused`].
     pub fn probe(&self, path: &str) -> Result<Answer, ClientError> {
-        self.call(Method::GET, path, None)
+        self.block_on(CALL_WITHIN, async {
+            let request = self.request(Method::GET, path, None)?;
+            Ok(self.connect().await?.exchange(self, request).await?.0)
+        })
     }
 
     /// Gets the `data` of an API answer.
@@ -275,7 +220,8 @@ impl AdminClient {
     /// # Errors
     /// Every [`ClientError`].
     pub fn get(&self, path_and_query: &str) -> Result<Value, ClientError> {
-        self.data(self.call(Method::GET, path_and_query, None)?)
+        let answer = self.block_on(CALL_WITHIN, self.read(path_and_query))?;
+        self.data(answer)
     }
 
     /// Sends JSON and returns the `data` of the API's answer.
@@ -283,7 +229,25 @@ impl AdminClient {
     /// # Errors
     /// Every [`ClientError`].
     pub fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
-        self.data(self.call(Method::POST, path, Some(body.to_string()))?)
+        self.post_within(CALL_WITHIN, path, body)
+    }
+
+    /// The same with another bound on the whole call.
+    ///
+    /// # Errors
+    /// Every [`ClientError`].
+    pub fn post_within(
+        &self,
+        within: Duration,
+        path: &str,
+        body: &Value,
+    ) -> Result<Value, ClientError> {
+        // On a connection of its own: a change that may have arrived is never sent twice.
+        let answer = self.block_on(within, async {
+            let request = self.request(Method::POST, path, Some(body.to_string()))?;
+            Ok(self.connect().await?.exchange(self, request).await?.0)
+        })?;
+        self.data(answer)
     }
 
     fn data(&self, answer: Answer) -> Result<Value, ClientError> {
@@ -316,26 +280,37 @@ impl AdminClient {
         }
     }
 
-    fn call(
+    /// Reads on the connection of the last read, or, where there is none or the gate has closed it
+    /// meanwhile, on a new one. Reading twice changes nothing.
+    async fn read(&self, path: &str) -> Result<Answer, ClientError> {
+        let kept = self.kept.borrow_mut().take();
+        if let Some(sender) = kept {
+            let request = self.request(Method::GET, path, None)?;
+            if let Ok((answer, sender)) = Connected(sender).exchange(self, request).await {
+                *self.kept.borrow_mut() = Some(sender);
+                return Ok(answer);
+            }
+        }
+        let request = self.request(Method::GET, path, None)?;
+        let (answer, sender) = self.connect().await?.exchange(self, request).await?;
+        *self.kept.borrow_mut() = Some(sender);
+        Ok(answer)
+    }
+
+    fn block_on<T>(
         &self,
-        method: Method,
-        path: &str,
-        body: Option<String>,
-    ) -> Result<Answer, ClientError> {
-        let request = self.request(method, path, body)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(ClientError::System)?;
-        let answer = runtime
-            .block_on(async { tokio::time::timeout(CALL_WITHIN, self.exchange(request)).await });
-        // A name that is still being resolved must not hold the command back.
-        runtime.shutdown_background();
-        answer.unwrap_or_else(|_| {
-            Err(ClientError::TimedOut {
-                target: self.target.to_string(),
-            })
-        })
+        within: Duration,
+        call: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        let timed_out = || ClientError::TimedOut {
+            target: self.target.to_string(),
+            within,
+        };
+        let Some(runtime) = &self.runtime else {
+            return Err(timed_out()); // only a dropped client has none
+        };
+        let answer = runtime.block_on(async { tokio::time::timeout(within, call).await });
+        answer.unwrap_or_else(|_| Err(timed_out()))
     }
 
     fn request(
@@ -359,7 +334,7 @@ impl AdminClient {
         request.body(body).map_err(|error| self.broken(&error))
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, ClientError> {
+    async fn connect(&self) -> Result<Connected, ClientError> {
         let not_running = |why| ClientError::NotRunning {
             target: self.target.to_string(),
             why,
@@ -370,39 +345,25 @@ impl AdminClient {
                 let stream = TcpStream::connect((name, *port))
                     .await
                     .map_err(not_running)?;
-                self.speak(stream, request).await
+                self.shake_hands(stream).await
             }
             Target::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(not_running)?;
-                self.speak(stream, request).await
+                self.shake_hands(stream).await
             }
         }
     }
 
-    async fn speak<S>(
-        &self,
-        stream: S,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Answer, ClientError>
+    async fn shake_hands<S>(&self, stream: S) -> Result<Connected, ClientError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.broken(&error))?;
-        let connection = tokio::spawn(connection);
-        let answer = sender
-            .send_request(request)
-            .await
-            .map_err(|error| self.broken(&error))?;
-        let (head, body) = answer.into_parts();
-        let body = Limited::new(body, MAX_ANSWER).collect().await;
-        connection.abort();
-        let body = body.map_err(|error| self.broken(&*error))?.to_bytes();
-        Ok(Answer {
-            status: head.status,
-            body,
-        })
+        // It ends when its sender is dropped.
+        tokio::spawn(connection);
+        Ok(Connected(sender))
     }
 
     fn broken(&self, why: &dyn std::error::Error) -> ClientError {
@@ -410,6 +371,39 @@ impl AdminClient {
             target: self.target.to_string(),
             why: why.to_string(),
         }
+    }
+}
+
+impl Drop for AdminClient {
+    fn drop(&mut self) {
+        // A name that is still being resolved must not hold the command back.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// An open connection.
+struct Connected(Sender);
+
+impl Connected {
+    /// One request and its whole answer; the connection is there for another one afterwards.
+    async fn exchange(
+        mut self,
+        client: &AdminClient,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(Answer, Sender), ClientError> {
+        let ready = self.0.ready().await;
+        ready.map_err(|error| client.broken(&error))?;
+        let answer = self.0.send_request(request).await;
+        let (head, body) = answer.map_err(|error| client.broken(&error))?.into_parts();
+        let body = Limited::new(body, MAX_ANSWER).collect().await;
+        let body = body.map_err(|error| client.broken(&*error))?.to_bytes();
+        let answer = Answer {
+            status: head.status,
+            body,
+        };
+        Ok((answer, self.0))
     }
 }
 
@@ -428,6 +422,10 @@ fn read_token(path: &Path) -> Result<HeaderValue, String> {
     if token.is_empty() || !token.iter().all(u8::is_ascii_graphic) {
         return Err("the file holds no token".to_owned());
     }
+    bearer(token)
+}
+
+fn bearer(token: &[u8]) -> Result<HeaderValue, String> {
     let header = [b"Bearer ".as_slice(), token].concat();
     let mut header = HeaderValue::from_bytes(&header).map_err(|error| error.to_string())?;
     header.set_sensitive(true);
@@ -452,6 +450,62 @@ mod tests {
             assert!(read(text).is_err(), "{text:?}");
         }
         assert!(read_token(&directory.path().join("none")).is_err());
+    }
+
+    /// Answers each connection so many requests, then closes it, and tells how many came in all.
+    fn server(each: usize, connections: usize) -> (String, std::thread::JoinHandle<usize>) {
+        use std::io::Write;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let serving = std::thread::spawn(move || {
+            let mut answered = 0;
+            for stream in listener.incoming().take(connections) {
+                let mut stream = stream.unwrap();
+                for _ in 0..each {
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        let mut byte = [0];
+                        if stream.read(&mut byte).unwrap() == 0 {
+                            return answered;
+                        }
+                        head.push(byte[0]);
+                    }
+                    answered += 1;
+                    let body = format!("{{\"data\":{answered}}}");
+                    let answer = format!(
+                        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                        body.len()
+                    );
+                    stream.write_all(answer.as_bytes()).unwrap();
+                }
+            }
+            answered
+        });
+        (url, serving)
+    }
+
+    fn client_of(url: &str) -> AdminClient {
+        AdminClient::new(Target::parse(url).unwrap(), None, None).unwrap()
+    }
+
+    #[test]
+    fn reads_share_a_connection_and_get_over_its_end() {
+        let (url, serving) = server(2, 3);
+        let client = client_of(&url);
+        for expected in 1..=5 {
+            assert_eq!(client.get("/").unwrap(), expected);
+        }
+        drop(client);
+        assert_eq!(serving.join().unwrap(), 5);
+    }
+
+    #[test]
+    fn a_change_goes_out_once_on_a_connection_of_its_own() {
+        let (url, serving) = server(1, 2);
+        let client = client_of(&url);
+        assert_eq!(client.get("/").unwrap(), 1);
+        assert_eq!(client.post("/", &Value::Null).unwrap(), 2);
+        assert_eq!(serving.join().unwrap(), 2);
     }
 
     #[test]

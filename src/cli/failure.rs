@@ -15,6 +15,9 @@ pub enum Failure {
     /// What was found can't be written.
     #[error("the output can't be written: {0}")]
     Output(#[from] io::Error),
+    /// The command line asks for what makes no sense, as a sentence.
+    #[error("{0}")]
+    Usage(String),
     /// Anything else, as a sentence.
     #[error("{0}")]
     Other(String),
@@ -23,7 +26,7 @@ pub enum Failure {
 impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
-            Failure::Client(ClientError::BadUrl { .. }) => exit::USAGE,
+            Failure::Client(ClientError::BadUrl { .. }) | Failure::Usage(_) => exit::USAGE,
             // Whoever reads the output has seen enough, as `head` does.
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => exit::OK,
             _ => exit::FAILURE,

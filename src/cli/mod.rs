@@ -8,6 +8,7 @@ pub mod failure;
 pub mod ledger;
 mod message;
 pub mod probe;
+mod progress;
 pub mod serve;
 pub mod sign;
 mod terminal;

@@ -4,6 +4,7 @@
 mod bounds;
 mod commands;
 mod gate;
+mod ledger_commands;
 mod people;
 
 use std::time::Duration;

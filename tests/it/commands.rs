@@ -6,6 +6,7 @@ mod demo;
 mod drain;
 mod ledger;
 mod metrics;
+mod people;
 mod serve;
 mod sign;
 mod start;

@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, ZonedDateTime};
 use serde_json::Value;
 
-use super::{Event, KeptAnswer, Record};
+use super::record::{Event, KeptAnswer, Record};
 use crate::cli::terminal::{escape, escape_json};
 
 /// Writes records for a person: times in one zone, nothing that could trick a terminal.
@@ -18,12 +18,11 @@ pub(super) struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// A zone that this machine doesn't know becomes UTC; every time is written with its offset.
-    pub(super) fn new(out: &'a mut dyn Write, zone: Option<&str>, now: SystemTime) -> Self {
-        let zone = zone.and_then(|name| TimeZone::get(name).ok());
+    /// Every time is written with its offset.
+    pub(super) fn new(out: &'a mut dyn Write, zone: &TimeZone, now: SystemTime) -> Self {
         Self {
             out,
-            zone: zone.unwrap_or(TimeZone::UTC),
+            zone: zone.clone(),
             now: Timestamp::try_from(now).ok(),
         }
     }
@@ -79,6 +78,11 @@ impl<'a> Writer<'a> {
             may_run_until,
             expires_at,
             alarmed: _,
+            fields,
+            stale_event,
+            possible_duplicate,
+            held_for: _,
+            declared,
             answer,
             events,
         } = record;
@@ -88,11 +92,14 @@ impl<'a> Writer<'a> {
             self.time(updated_at.as_deref()),
             self.age(updated_at.as_deref())
         );
-        let fields = [
+        let mut rows = vec![
             ["route".to_owned(), escape(route)],
             ["namespace".to_owned(), escape(namespace)],
             ["client".to_owned(), escape(client)],
             ["key".to_owned(), escape(key)],
+        ];
+        rows.extend((fields.iter()).map(|(name, text)| [escape(name), escape(text)]));
+        rows.extend([
             ["money fields".to_owned(), escape(fingerprint)],
             ["attempt".to_owned(), attempt.to_string()],
             ["version".to_owned(), version.to_string()],
@@ -104,8 +111,24 @@ impl<'a> Writer<'a> {
                 self.time(may_run_until.as_deref()),
             ],
             ["kept until".to_owned(), self.time(expires_at.as_deref())],
+        ]);
+        let noted = [
+            (
+                stale_event,
+                "a newer event about the same was passed on before",
+            ),
+            (
+                possible_duplicate,
+                "another message may have moved the same money",
+            ),
+            (
+                declared,
+                "its state is somebody's word, not the backend's answer",
+            ),
         ];
-        for line in align(&fields) {
+        let noted = noted.into_iter().filter(|(holds, _)| **holds);
+        rows.extend(noted.map(|(_, note)| ["note".to_owned(), note.to_owned()]));
+        for line in align(&rows) {
             self.line(&format!("  {line}"))?;
         }
         if let Some(answer) = answer {
@@ -206,7 +229,11 @@ fn state(record: &Record) -> String {
     if record.alarmed {
         return format!("{state} (alarm)");
     }
-    state
+    match record.held_for.as_deref() {
+        // What is unknown is unknown for that reason unless it says otherwise.
+        None | Some("outcome_unknown") => state,
+        Some(hold) => format!("{state} ({})", escape(hold)),
+    }
 }
 
 /// Rows of cells as lines with aligned columns. Widths are counted in characters, which is right for
@@ -250,10 +277,11 @@ mod tests {
     fn times_are_in_the_zone() {
         let mut out = Vec::new();
         let at = Some("2026-11-23T01:02:03.456Z");
-        let writer = Writer::new(&mut out, Some("Asia/Ho_Chi_Minh"), SystemTime::UNIX_EPOCH);
+        let zone = TimeZone::get("Asia/Ho_Chi_Minh").unwrap();
+        let writer = Writer::new(&mut out, &zone, SystemTime::UNIX_EPOCH);
         assert_eq!(writer.time(at), "2026-11-23 08:02:03+07:00");
         assert_eq!(writer.time(Some("soon")), "?");
-        let writer = Writer::new(&mut out, Some("Nowhere/At_All"), SystemTime::UNIX_EPOCH);
+        let writer = Writer::new(&mut out, &TimeZone::UTC, SystemTime::UNIX_EPOCH);
         assert_eq!(writer.time(at), "2026-11-23 01:02:03+00:00");
     }
 

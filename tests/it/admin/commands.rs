@@ -36,7 +36,7 @@ fn run(line: &[&str]) -> (String, Result<u8, Failure>) {
 }
 
 /// The same against a gate, with its token.
-fn ask(gate: &Gate, line: &[&str]) -> (String, Result<u8, Failure>) {
+pub(super) fn ask(gate: &Gate, line: &[&str]) -> (String, Result<u8, Failure>) {
     let url = format!("http://{}", gate.address);
     let token = gate.path("token");
     let options = ["--admin", &url, "--token-file", token.to_str().unwrap()];
@@ -49,13 +49,13 @@ fn ask(gate: &Gate, line: &[&str]) -> (String, Result<u8, Failure>) {
 }
 
 /// What the command printed, where it worked.
-fn told(gate: &Gate, line: &[&str]) -> String {
+pub(super) fn told(gate: &Gate, line: &[&str]) -> String {
     let (out, result) = ask(gate, line);
     assert_eq!(result.unwrap(), exit::OK, "{out}");
     out
 }
 
-fn failure(result: Result<u8, Failure>) -> String {
+pub(super) fn failure(result: Result<u8, Failure>) -> String {
     result.unwrap_err().to_string()
 }
 
@@ -377,10 +377,17 @@ fn gate_and_commands_agree_on_the_made_token() {
 #[test]
 fn help_says_what_each_command_does_and_shows_examples() {
     for (path, about) in [
-        (&["ledger"][..], "Look into a running gate's ledger"),
+        (&["ledger"][..], "Look into a gate's ledger"),
         (&["ledger", "list"], "List records"),
         (&["ledger", "show"], "Show one record"),
         (&["ledger", "resolve"], "Say what became of a record"),
+        (&["ledger", "reopen"], "Take back what a person"),
+        (&["ledger", "quarantine"], "Show whether the ledger"),
+        (
+            &["ledger", "lift-quarantine"],
+            "Say that nothing that the ledger",
+        ),
+        (&["ledger", "export"], "Write records as a table"),
         (&["drain"], "Ask a running gate to finish"),
         (
             &["probe"],

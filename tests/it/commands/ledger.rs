@@ -14,7 +14,7 @@ use crate::support::gate_process::GateProcess;
 
 /// A backend that dies over each new refund and would do it the second time, and a gate that holds
 /// these refunds.
-async fn held(request_ids: &[&str]) -> (Backend, GateProcess) {
+pub(super) async fn held(request_ids: &[&str]) -> (Backend, GateProcess) {
     let deaths = AtomicUsize::new(request_ids.len());
     let backend = Backend::start(move |_| {
         let left = deaths.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
@@ -48,7 +48,7 @@ async fn held(request_ids: &[&str]) -> (Backend, GateProcess) {
 }
 
 /// What Tiki gets when it sends the refund again: the status, and the code of an error.
-async fn again(gate: &GateProcess, request_id: &str) -> (u16, Option<String>) {
+pub(super) async fn again(gate: &GateProcess, request_id: &str) -> (u16, Option<String>) {
     let answer = post(
         gate.address(),
         "/tiki/refund",
@@ -59,7 +59,7 @@ async fn again(gate: &GateProcess, request_id: &str) -> (u16, Option<String>) {
 }
 
 /// The id of a listed record.
-fn id_of(list: &str, key: &str) -> String {
+pub(super) fn id_of(list: &str, key: &str) -> String {
     let line = list
         .lines()
         .find(|line| line.split_whitespace().any(|word| word == key));
@@ -255,6 +255,18 @@ async fn a_gate_that_is_not_there_is_said_so() {
     assert_eq!(gate.terminate().code(), Some(0));
     for line in [
         &["ledger", "list"][..],
+        &["ledger", "show", "r-1"],
+        &["ledger", "reopen", "r-1", "--reason", "x"],
+        &["ledger", "quarantine"],
+        &["ledger", "lift-quarantine", "--reason", "x"],
+        &[
+            "ledger",
+            "export",
+            "--from",
+            "2026-11-23T00:00Z",
+            "--to",
+            "2026-11-24T00:00Z",
+        ],
         &["drain"],
         &["probe", "live"],
         &["probe", "ready"],

@@ -29,6 +29,36 @@ fn a_wrong_command_line_exits_64_and_says_what_would_be_right() {
             ],
             "cannot be used with",
         ),
+        (
+            &[
+                "ledger",
+                "resolve",
+                "rec-1",
+                "--applied",
+                "--send-now",
+                "--reason",
+                "x",
+            ],
+            "cannot be used with",
+        ),
+        (&["ledger", "reopen", "rec-1"], "--reason"),
+        (&["ledger", "reopen", "--reason", "x"], "<KEY>"),
+        (&["ledger", "lift-quarantine"], "--reason"),
+        (&["ledger", "quarantine", "lift"], "unexpected argument"),
+        (&["ledger", "export", "--from", "2026-11-01"], "--to"),
+        (
+            &[
+                "ledger",
+                "export",
+                "--from",
+                "2026-11-01",
+                "--to",
+                "2026-11-02",
+                "--format",
+                "xlsx",
+            ],
+            "csv, jsonl",
+        ),
         (&["probe", "healthy"], "live, ready"),
         (
             &["probe", "live", "--admin", "https://127.0.0.1:1"],
@@ -105,7 +135,16 @@ fn the_help_of_every_command_has_examples_that_parse() {
             "{command}: {about:?}"
         );
     }
-    let nested = ["list", "show", "resolve"].map(|nested| vec!["ledger", nested]);
+    let nested = [
+        "list",
+        "show",
+        "resolve",
+        "reopen",
+        "quarantine",
+        "lift-quarantine",
+        "export",
+    ]
+    .map(|nested| vec!["ledger", nested]);
     for line in commands
         .map(|command| vec![command])
         .into_iter()
