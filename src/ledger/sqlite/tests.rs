@@ -1,10 +1,14 @@
 //! The SQLite store passes every store's suite, and keeps what it promises about its file.
 
+use std::fs;
 use std::path::Path;
+use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
+use tempfile::TempDir;
+
 use super::*;
-use crate::ledger::conformance::{Fixture, suite};
+use crate::ledger::conformance::{End, Fixture, Reopened, durable_suite, suite};
 use crate::store::sqlite::Options;
 
 fn options(directory: &Path) -> Options {
@@ -21,14 +25,63 @@ async fn open() -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
     let (clock, hands) = Clock::manual(start);
-    let (database, _) = Database::open(options(directory.path())).unwrap();
-    let (ledger, _) = SqliteLedger::open(database, clock.clone()).await.unwrap();
+    let (ledger, _) = open_in(directory.path(), &clock).await;
+    let reopening = clock.clone();
+    let place = Arc::new(Mutex::new(directory));
+    let reopen = move |end, old: Arc<dyn Ledger>| -> Pin<Box<dyn Future<Output = Reopened>>> {
+        let (clock, place) = (reopening.clone(), Arc::clone(&place));
+        Box::pin(async move {
+            match end {
+                End::Closed => old.close().await,
+                End::Killed => {
+                    let copy = as_killed(place.lock().unwrap().path());
+                    *place.lock().unwrap() = copy;
+                }
+            }
+            drop(old);
+            let directory = place.lock().unwrap().path().to_owned();
+            let (ledger, lapsed) = open_in(&directory, &clock).await;
+            Reopened {
+                ledger: Arc::new(ledger),
+                lapsed,
+            }
+        })
+    };
     Fixture {
         ledger: Arc::new(ledger),
         clock,
         hands,
-        _held: Box::new(directory),
+        _held: Box::new(()),
+        reopen: Some(Box::new(reopen)),
     }
 }
 
+async fn open_in(directory: &Path, clock: &Clock) -> (SqliteLedger, u64) {
+    let (database, opened) = Database::open(options(directory)).unwrap();
+    assert_eq!(opened.gap, None);
+    SqliteLedger::open(database, clock.clone()).await.unwrap()
+}
+
+/// The files as they lie at this moment, in a directory of their own, while the store goes on using
+/// the old ones: what a process that is killed now leaves behind.
+fn as_killed(directory: &Path) -> TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    let from = options(directory);
+    let to = options(copy.path());
+    // Before the log: a mark is never ahead of what it marks.
+    fs::copy(&from.watermark, &to.watermark).unwrap();
+    // A writer of our own keeps batches, and the log's beginning anew, away while it is copied.
+    let connection = rusqlite::Connection::open(&from.path).unwrap();
+    connection.busy_timeout(Duration::from_secs(10)).unwrap();
+    connection
+        .execute_batch("BEGIN IMMEDIATE; SELECT * FROM meta")
+        .unwrap();
+    let log = |path: &Path| path.with_extension("db-wal");
+    fs::copy(log(&from.path), log(&to.path)).unwrap();
+    fs::copy(&from.path, &to.path).unwrap();
+    connection.execute_batch("ROLLBACK").unwrap();
+    copy
+}
+
 suite!(super::open);
+durable_suite!(super::open);
