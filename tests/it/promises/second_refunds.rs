@@ -13,6 +13,11 @@ use crate::support::gate::TestGate;
 use crate::support::raw::{RawAnswer, exchange};
 
 const MARK: &str = "x-tikigate-possible-duplicate";
+/// The ledger in a file.
+const SQLITE: &[(&str, &str)] = &[(
+    "store = \"memory\"\nallow_volatile = true\n",
+    "store = \"sqlite\"\n",
+)];
 const HOLD: &[(&str, &str)] = &[(
     "payload = \"refund\"\n",
     "payload = \"refund\"\nidempotency = { possible_duplicate = \"hold\" }\n",
@@ -167,9 +172,14 @@ async fn a_held_one_that_a_person_rejects_never_passes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_at_once_exactly_one_is_unmarked() {
     const PAIRS: usize = 100;
-    for (changes, passed) in [(&[][..], 2), (HOLD, 1)] {
+    for (store, changes, passed) in [
+        (&[][..], &[][..], 2),
+        (&[], HOLD, 1),
+        (SQLITE, &[], 2),
+        (SQLITE, HOLD, 1),
+    ] {
         let backend = agreeable().await;
-        let changes = [changes, PATIENT].concat();
+        let changes = [store, changes, PATIENT].concat();
         let gate = TestGate::with(&changed(&backend.url(), &changes)).await;
         let calls: Vec<_> = (0..PAIRS * 2)
             .map(|number| {
