@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, AdminSettings, Readiness, SendNowError, SendingNow};
+use crate::admin::{self, AdminSettings, Readiness, SendNow, SendNowError, SendingNow};
 use crate::config::Settings;
-use crate::gate::Common;
+use crate::gate::{Common, Gate, NotSentNow, SentNow, keep_looking};
 use crate::ledger::{Ledger, RecordId, State, Stats};
 use crate::metrics::{LedgerFigures, Metrics, StateFigures};
 use crate::server;
@@ -23,6 +23,8 @@ const SWEEP_CHUNK: usize = 1000;
 
 /// What the control thread works with.
 pub(super) struct Control {
+    /// For what is sent and asked without a caller; its connections are this thread's.
+    pub(super) gate: Arc<Gate>,
     pub(super) life: Arc<Life>,
     pub(super) common: Arc<Common>,
     pub(super) ledger: Arc<dyn Ledger>,
@@ -61,6 +63,10 @@ impl Control {
         let looking = tokio::spawn(seen.keep_looking(Arc::clone(&control.ledger)));
         let sweeping = tokio::spawn(sweep(Arc::clone(&control.ledger)));
         let life = Arc::clone(&control.life);
+        if control.common.looks_around() {
+            let looking = keep_looking(Arc::clone(&control.gate));
+            tokio::spawn(life.draining().run_until_cancelled_owned(looking));
+        }
         let server = &settings.server;
         let connections = || control.connections.connections();
         life.drain(
@@ -119,11 +125,19 @@ impl admin::Control for Control {
         self.metrics.render(&figures(ledger))
     }
 
-    fn send_now(&self, _: RecordId) -> SendingNow {
-        let why = "this gate can't send by itself yet; the call goes out when Tiki sends it again";
-        Box::pin(std::future::ready(Err(SendNowError::Unavailable(
-            why.to_owned(),
-        ))))
+    fn send_now(&self, id: RecordId) -> SendingNow {
+        let gate = Arc::clone(&self.gate);
+        Box::pin(async move {
+            match gate.send_now(id).await {
+                Ok(SentNow { status, state }) => Ok(SendNow {
+                    status: status.as_u16(),
+                    state,
+                }),
+                Err(NotSentNow::NoRequest) => Err(SendNowError::NoRequest),
+                Err(NotSentNow::NotReleased(state)) => Err(SendNowError::NotReleased(state)),
+                Err(other) => Err(SendNowError::Unavailable(other.to_string())),
+            }
+        })
     }
 }
 

@@ -48,6 +48,11 @@ impl Life {
         self.hurry.cancel();
     }
 
+    /// Cancelled when the drain begins.
+    pub(super) fn draining(&self) -> CancellationToken {
+        self.draining.clone()
+    }
+
     /// Cancelled when the listener is to be closed.
     pub(super) fn closing(&self) -> CancellationToken {
         self.closing.clone()

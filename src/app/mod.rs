@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! worker threads   one current-thread runtime, listener and set of backend connections each
-//! control thread   admin listener, expiry of records, and the drain
+//! control thread   admin listener, expiry of records, looks at the backend, and the drain
 //! ```
 //!
 //! A drain goes: unready → (`drain_delay`) → listener closed, what runs is finished → (`drain_within`)
@@ -99,7 +99,8 @@ impl App {
             log_lines_dropped: log.lines_dropped(),
             ..Sources::default()
         };
-        let metrics = Metrics::new(Common::labels(&settings, sources), workers);
+        // One more than the workers: the control thread sends and asks too.
+        let metrics = Metrics::new(Common::labels(&settings, sources), workers + 1);
         let commits = Arc::clone(&metrics);
         ledger.observe_commits(Box::new(move |took| commits.ledger_commit(took)));
         let life = Arc::new(Life::new());
@@ -121,6 +122,12 @@ impl App {
             threads.push(spawn(format!("worker-{number}"), worker.run())?);
         }
         let control = Control {
+            gate: Gate::new(
+                Arc::clone(&common),
+                metrics.worker(workers),
+                log.access(workers),
+                random()?,
+            ),
             life: Arc::clone(&life),
             common: Arc::clone(&common),
             ledger: Arc::clone(&ledger),

@@ -13,26 +13,35 @@ use crate::metrics::Suspicion;
 
 use super::Gate;
 use super::answer::Answer;
-use super::bind::Standing;
 use super::call::Facts;
 use super::forward::{Deadlines, Sending, forward, note};
-use super::parcel::Parcel;
+use super::parcel::{Parcel, ToldBy};
+use super::probe::{Looked, Until, look};
 use super::record::{ClaimGuard, record, unless_given_up};
-use super::refusal::{LedgerFault, Refusal, Reuse, Wait};
-use super::running::{self, Lead, Running, Verdict};
+use super::refusal::{Dated, LedgerFault, Refusal, Reuse, Wait};
+use super::running::{self, Lead, Running, Stage, Verdict};
+use super::signatures::SignatureKey;
 use super::understand::{ledger_refusal, understand};
 use super::validate::Identity;
 
 /// After an attempt's last possible byte: "not applied" is not believed before.
 const QUIET: Duration = Duration::from_secs(60);
 
+/// Between the end of an attempt elsewhere and the next question to the ledger.
+const ELSEWHERE_PAUSE: Duration = Duration::from_millis(10);
+
+/// How long before Tiki's deadline a look at the backend ends: what it found is to be answered.
+const LOOK_MARGIN: Duration = Duration::from_millis(400);
+
 /// Runs the attempt to its end, whoever still waits for it, and tells those who joined it.
 pub(super) async fn detached(gate: Arc<Gate>, parcel: Parcel, lead: Lead) -> Verdict {
     let running = Arc::clone(lead.running());
     let deadlines = Deadlines::of(&parcel);
-    let verdict = match &parcel.identity {
-        Some(identity) => keyed(&gate, &parcel, identity, &running, deadlines).await,
-        None => unkeyed(&gate, &parcel, &running, deadlines).await,
+    let verdict = match &parcel.told_by {
+        ToldBy::Key(identity) => keyed(&gate, &parcel, identity, &running, deadlines).await,
+        ToldBy::Signature(signature) => {
+            unkeyed(&gate, &parcel, *signature, &running, deadlines).await
+        }
     };
     if Instant::now() > deadlines.send_by {
         log_late(&parcel.facts, &verdict);
@@ -63,11 +72,12 @@ pub(super) async fn fetch(gate: &Arc<Gate>, parcel: Parcel) -> Result<Answer, Re
 async fn unkeyed(
     gate: &Gate,
     parcel: &Parcel,
+    signature: SignatureKey,
     running: &Arc<Running>,
     deadlines: Deadlines,
 ) -> Verdict {
     // A copy may have been answered between this one's step 5 and its place here.
-    if gate.common.signatures.is_answered(parcel.signature) {
+    if gate.common.signatures.is_answered(signature) {
         return Verdict::Shared(Err(Refusal::Replayed(Reuse::Answered)));
     }
     let sending = Sending {
@@ -80,7 +90,7 @@ async fn unkeyed(
     let sent = forward(gate, parcel, sending).await;
     let understood = understand(parcel, sent, 1);
     if matches!(understood.settlement, Settlement::Done(..)) {
-        gate.common.signatures.answered(parcel.signature);
+        gate.common.signatures.answered(signature);
     }
     Verdict::Shared(understood.answer)
 }
@@ -93,7 +103,7 @@ async fn keyed(
     running: &Arc<Running>,
     deadlines: Deadlines,
 ) -> Verdict {
-    let (fence, marks) = match claim(gate, parcel, identity, deadlines).await {
+    let (fence, marks) = match claim(gate, parcel, identity, running, deadlines).await {
         Ok(granted) => granted,
         Err(verdict) => return verdict,
     };
@@ -125,10 +135,15 @@ async fn keyed(
 }
 
 /// Claims the message; where it may not run, what its caller gets.
+///
+/// An attempt of another process is waited for, and the backend is asked about one whose outcome is
+/// unknown; then the ledger is asked again. Both end by Tiki's deadline, without a permit of the
+/// backend's cap.
 async fn claim(
     gate: &Gate,
     parcel: &Parcel,
     identity: &Identity,
+    running: &Running,
     deadlines: Deadlines,
 ) -> Result<(Fence, Marks), Verdict> {
     let Some(rule) = &parcel.plan.route.idempotency else {
@@ -137,11 +152,46 @@ async fn claim(
             LedgerFault::Failed,
         )));
     };
-    let claim = claim_of(gate, parcel, identity, rule, deadlines);
+    let mut probe = rule.probe.as_ref();
+    loop {
+        let claim = claim_of(gate, parcel, identity, rule, deadlines);
+        let outcome = claim_once(gate, claim, deadlines.send_by).await?;
+        if let Some(suspicion) = suspicion(&outcome) {
+            note_suspicion(gate, parcel, suspicion);
+        }
+        match outcome {
+            ClaimOutcome::Granted(fence, marks) => return Ok((fence, marks)),
+            ClaimOutcome::Running(fence) => {
+                running.reach(Stage::Elsewhere);
+                if !ended_elsewhere(gate, fence, deadlines.send_by).await {
+                    return Err(Verdict::Shared(Err(Refusal::InProgress(Wait::Elsewhere))));
+                }
+            }
+            ClaimOutcome::Held(id, hold) => {
+                // What is held as a possible duplicate was never sent: the backend knows nothing of it.
+                let probe = probe.take().filter(|_| hold != Hold::PossibleDuplicate);
+                let settled = match probe {
+                    Some(probe) => {
+                        let until = Until::before(deadlines.send_by, LOOK_MARGIN);
+                        look(gate, &parcel.plan, probe, id, until).await == Looked::Settled
+                    }
+                    None => false,
+                };
+                if !settled {
+                    return Err(Verdict::Shared(Err(Refusal::OutcomeUnknown(hold))));
+                }
+            }
+            other => return Err(not_granted(other, parcel.dated)),
+        }
+    }
+}
+
+/// Asks the ledger once.
+async fn claim_once(gate: &Gate, claim: Claim, send_by: Instant) -> Result<ClaimOutcome, Verdict> {
     failpoint::reach("before_claim");
     // Nothing may be sent after Tiki's deadline, and a claim whose reply is dropped is released.
     let claimed = unless_given_up(gate, gate.common.ledger.claim(claim));
-    let claimed = match tokio::time::timeout_at(deadlines.send_by, claimed).await {
+    let claimed = match tokio::time::timeout_at(send_by, claimed).await {
         Ok(Some(claimed)) => claimed,
         Ok(None) => return Err(running::LOST),
         Err(_) => {
@@ -150,13 +200,20 @@ async fn claim(
         }
     };
     note(&gate.common.ledger_failing, claimed.is_err());
-    if let Some(suspicion) = claimed.as_ref().ok().and_then(suspicion) {
-        note_suspicion(gate, parcel, suspicion);
-    }
-    match claimed {
-        Ok(ClaimOutcome::Granted(fence, marks)) => Ok((fence, marks)),
-        Ok(other) => Err(not_granted(other, parcel.standing)),
-        Err(error) => Err(Verdict::Shared(Err(ledger_refusal(&error)))),
+    claimed.map_err(|error| Verdict::Shared(Err(ledger_refusal(&error))))
+}
+
+/// Waits for another process's attempt; whether it may have ended by Tiki's deadline.
+async fn ended_elsewhere(gate: &Gate, fence: Fence, send_by: Instant) -> bool {
+    let changed = async {
+        gate.common.ledger.changed(fence).await;
+        // A store may wake those who wait too early: the ledger is not to be asked without a pause.
+        tokio::time::sleep(ELSEWHERE_PAUSE).await;
+    };
+    tokio::select! {
+        biased;
+        changed = tokio::time::timeout_at(send_by, changed) => changed.is_ok(),
+        () = gate.common.abort.cancelled() => false,
     }
 }
 
@@ -175,7 +232,7 @@ fn claim_of(
         key: identity.key.clone(),
         fingerprint: identity.fingerprint,
         owner: gate.common.owner,
-        admission: parcel.standing.admission(),
+        admission: parcel.admission,
         policy,
         keep: rule.keep,
         may_run_for: deadlines
@@ -209,14 +266,14 @@ fn note_suspicion(gate: &Gate, parcel: &Parcel, suspicion: Suspicion) {
 }
 
 /// What a claim that was not granted means for the caller.
-fn not_granted(outcome: ClaimOutcome, standing: Standing) -> Verdict {
+fn not_granted(outcome: ClaimOutcome, dated: Option<Dated>) -> Verdict {
     let refusal = match outcome {
         ClaimOutcome::Done(_, kept) => return Verdict::Shared(Ok(Answer::replay(kept))),
         ClaimOutcome::Conflict(_) => Refusal::Conflict,
         ClaimOutcome::Held(_, hold) => Refusal::OutcomeUnknown(hold),
         ClaimOutcome::Unfamiliar => {
             // A duplicate that came in its time must not be told that it did not.
-            let Standing::KnownOnly(dated) = standing else {
+            let Some(dated) = dated else {
                 return Verdict::Own(Refusal::LedgerUnavailable(LedgerFault::Failed));
             };
             return Verdict::Own(Refusal::OutOfWindow(dated));

@@ -128,6 +128,11 @@ impl Clients {
         })
     }
 
+    /// The client with this id.
+    pub(super) fn get(&self, id: &str) -> Option<&Arc<ClientPlan>> {
+        self.by_id.get(id)
+    }
+
     /// Client and secret names in the order of the metrics' slots.
     pub fn secret_labels(settings: &Settings) -> Vec<(String, String)> {
         let of = |client: &Arc<Client>| {
@@ -163,7 +168,7 @@ where
     check_encoding(&head.headers)?;
     let signature = read_headers(&head.headers, &clients.families)
         .map_err(|fault| Refusal::Unauthenticated(fault.into()))?;
-    let Some(client) = clients.by_id.get(signature.client_id) else {
+    let Some(client) = clients.get(signature.client_id) else {
         let _ = call.facts.claimed_client.set(signature.client_id.into());
         return Err(Refusal::Unauthenticated(AuthFault::UnknownClient));
     };

@@ -14,7 +14,7 @@ use crate::ledger::Fingerprint;
 use super::Gate;
 use super::answer::Answer;
 use super::attempt;
-use super::parcel::Parcel;
+use super::parcel::{Parcel, ToldBy};
 use super::refusal::{LedgerFault, Overload, Refusal, Wait};
 use super::running::{Entry, LOST, Lead, RunKey, Running, Stage, Verdict};
 use super::throttle::Claimable;
@@ -25,7 +25,7 @@ use super::throttle::Claimable;
 /// Any refusal from [`Refusal::Conflict`] on down the table of answers.
 pub async fn idempotency(gate: &Arc<Gate>, claimable: Claimable) -> Result<Answer, Refusal> {
     let parcel = Parcel::from(claimable);
-    if parcel.identity.is_none() && parcel.plan.is_safe() {
+    if parcel.identity().is_none() && parcel.plan.is_safe() {
         return attempt::fetch(gate, parcel).await;
     }
     let (key, fingerprint) = run_key(&parcel);
@@ -55,13 +55,14 @@ pub async fn idempotency(gate: &Arc<Gate>, claimable: Claimable) -> Result<Answe
     }
 }
 
-fn run_key(parcel: &Parcel) -> (RunKey, Option<Fingerprint>) {
-    match &parcel.identity {
-        Some(identity) => (
+/// What makes a parcel one with others that run at the same time.
+pub(super) fn run_key(parcel: &Parcel) -> (RunKey, Option<Fingerprint>) {
+    match &parcel.told_by {
+        ToldBy::Key(identity) => (
             RunKey::Message(identity.key.clone()),
             Some(identity.fingerprint),
         ),
-        None => (RunKey::Signature(parcel.signature), None),
+        ToldBy::Signature(signature) => (RunKey::Signature(*signature), None),
     }
 }
 
@@ -85,6 +86,8 @@ fn too_late(running: &Running) -> Refusal {
         Refusal::UpstreamTimeout
     } else if running.has_reached(Stage::Waiting) {
         Refusal::Overloaded(Overload::Upstream)
+    } else if running.has_reached(Stage::Elsewhere) {
+        Refusal::InProgress(Wait::Elsewhere)
     } else {
         Refusal::LedgerUnavailable(LedgerFault::Failed)
     }

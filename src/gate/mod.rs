@@ -34,11 +34,14 @@ mod limits;
 mod observe;
 mod outcome;
 mod parcel;
+mod probe;
 mod record;
 mod refusal;
 mod respond;
+mod rounds;
 pub mod route;
 mod running;
+mod send_now;
 pub mod signatures;
 pub mod throttle;
 mod understand;
@@ -76,6 +79,7 @@ use freshen::freshen;
 use idempotency::idempotency;
 use limits::AddressLimits;
 use observe::ObserveLayer;
+use probe::Looks;
 use respond::RespondLayer;
 use route::{RouteTable, route};
 use running::RunningCalls;
@@ -85,11 +89,15 @@ use validate::validate;
 
 pub use answer::Answer;
 pub use refusal::Refusal;
+pub use rounds::{Rounds, keep_looking};
+pub use send_now::{NotSentNow, SentNow};
 
 /// One worker's gate: what all workers share, and this worker's own connections, log and metrics.
 pub struct Gate {
     common: Arc<Common>,
     stacks: Vec<forward::Stack>,
+    /// The same connections without the stack, for looks.
+    upstreams: Vec<Upstream>,
     request_ids: RequestIds,
     metrics: metrics::Worker,
     log: AccessLog,
@@ -103,20 +111,20 @@ impl Gate {
         log: AccessLog,
         random: u64,
     ) -> Arc<Self> {
-        let permits = common.upstream_permits.iter();
-        let stacks = common
-            .settings
-            .upstreams
+        let upstreams = common.settings.upstreams.iter().map(Arc::clone);
+        let upstreams: Vec<Upstream> = upstreams.map(Upstream::new).collect();
+        let permits = common.upstream_permits.iter().map(Arc::clone);
+        let stacks = upstreams
             .iter()
+            .cloned()
             .zip(permits)
-            .map(|(upstream, permits)| {
-                forward::stack(Upstream::new(Arc::clone(upstream)), Arc::clone(permits))
-            })
+            .map(|(upstream, permits)| forward::stack(upstream, permits))
             .collect();
         let request_ids = RequestIds::new(random);
         Arc::new(Self {
             common,
             stacks,
+            upstreams,
             request_ids,
             metrics,
             log,
@@ -208,6 +216,7 @@ pub struct Common {
     ledger: Arc<dyn Ledger>,
     owner: Owner,
     upstream_permits: Vec<Arc<Semaphore>>,
+    looks: Looks,
     /// By upstream: whether the last call that wanted a connection got none.
     unreachable: Vec<AtomicBool>,
     /// Whether the ledger's last word to a claim was an error.
@@ -254,6 +263,12 @@ impl Common {
             arrivals,
             running: Arc::default(),
             upstream_permits: upstream_permits.collect(),
+            looks: Looks::new(
+                settings
+                    .upstreams
+                    .iter()
+                    .map(|upstream| upstream.max_in_flight),
+            ),
             unreachable: settings
                 .upstreams
                 .iter()
@@ -315,6 +330,11 @@ impl Common {
     /// Ends detached calls: what may have been sent is recorded as unknown.
     pub fn abandon_running_calls(&self) {
         self.abort.cancel();
+    }
+
+    /// Whether there is anything for [`keep_looking`] to do.
+    pub fn looks_around(&self) -> bool {
+        self.routes.any_probe()
     }
 
     /// What is in trouble by the last calls' experience, one short sentence each.

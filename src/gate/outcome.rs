@@ -107,7 +107,8 @@ impl Told {
     }
 }
 
-fn condition_holds(condition: &Condition, value: &Value) -> bool {
+/// Whether a JSON answer says this; numbers are compared by value.
+pub(super) fn condition_holds(condition: &Condition, value: &Value) -> bool {
     let Some(found) = condition.pointer.lookup(value) else {
         return false;
     };

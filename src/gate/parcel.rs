@@ -10,12 +10,14 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::config::Upstream;
-use crate::ledger::{KeptRequest, Marks};
+use crate::ledger::{Admission, KeptRequest, Marks};
+use crate::net::ClientAddress;
 use crate::tiki::PayloadKind;
 
 use super::authenticate::{ClientPlan, Message, answer_by};
 use super::bind::Standing;
-use super::call::Facts;
+use super::call::{Facts, RequestId, TraceParent};
+use super::refusal::Dated;
 use super::route::RoutePlan;
 use super::signatures::SignatureKey;
 use super::throttle::Claimable;
@@ -29,7 +31,7 @@ const CLIENT_ID: HeaderName = HeaderName::from_static("x-tikigate-client-id");
 const PARTNER_CODE: HeaderName = HeaderName::from_static("x-tikigate-partner-code");
 const STALE_EVENT: HeaderName = HeaderName::from_static("x-tikigate-stale-event");
 const POSSIBLE_DUPLICATE: HeaderName = HeaderName::from_static("x-tikigate-possible-duplicate");
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
@@ -39,17 +41,34 @@ pub(super) struct Parcel {
     pub(super) facts: Arc<Facts>,
     pub(super) plan: Arc<RoutePlan>,
     pub(super) client: Arc<ClientPlan>,
-    /// What duplicates are told by; none on routes without idempotency.
-    pub(super) identity: Option<Identity>,
-    pub(super) standing: Standing,
+    pub(super) told_by: ToldBy,
+    /// Whether a key that the ledger doesn't know may be claimed.
+    pub(super) admission: Admission,
+    /// On which side of its time window the call lies; none: inside.
+    pub(super) dated: Option<Dated>,
     /// What of the caller's head goes along: see [`passed_on`].
     pub(super) passed_on: Vec<(HeaderName, HeaderValue)>,
     /// The body as received.
     pub(super) body: Bytes,
-    /// What tells copies on a route without keys.
-    pub(super) signature: SignatureKey,
-    /// As the caller wrote it; of a GET its query goes along.
-    uri: Uri,
+    asked_by: AskedBy,
+}
+
+/// What duplicates are told by.
+#[derive(Clone, Debug)]
+pub(super) enum ToldBy {
+    /// The message's key.
+    Key(Identity),
+    /// On routes without keys: the signature.
+    Signature(SignatureKey),
+}
+
+/// Who wants it sent.
+#[derive(Debug)]
+enum AskedBy {
+    /// A caller, with this target; of a GET its query goes along.
+    Caller(Uri),
+    /// A person who has a call sent that the ledger kept.
+    Person,
 }
 
 impl From<Claimable> for Parcel {
@@ -62,19 +81,61 @@ impl From<Claimable> for Parcel {
         } = claimable;
         Self {
             passed_on: passed_on(&message),
-            signature: SignatureKey::from(&message.mac),
+            told_by: match identity {
+                Some(identity) => ToldBy::Key(identity),
+                None => ToldBy::Signature(SignatureKey::from(&message.mac)),
+            },
+            admission: standing.admission(),
+            dated: match standing {
+                Standing::Timely => None,
+                Standing::KnownOnly(dated) => Some(dated),
+            },
             facts: message.facts,
             plan: message.plan,
             client: message.client,
-            identity,
-            standing,
             body: message.body,
-            uri: message.head.uri,
+            asked_by: AskedBy::Caller(message.head.uri),
         }
     }
 }
 
 impl Parcel {
+    /// A call that the ledger kept, to be sent by a person's word.
+    pub(super) fn kept(
+        request: KeptRequest,
+        identity: Identity,
+        plan: Arc<RoutePlan>,
+        client: Arc<ClientPlan>,
+        request_id: RequestId,
+    ) -> Self {
+        let trace = request
+            .headers
+            .iter()
+            .find(|(name, _)| *name == TRACEPARENT);
+        let trace = trace.and_then(|(_, value)| TraceParent::parse(value.as_bytes()));
+        let now = Instant::now().into_std();
+        let facts = Facts::new(request_id, now, ClientAddress::Local, trace);
+        Self {
+            facts: Arc::new(facts),
+            plan,
+            client,
+            told_by: ToldBy::Key(identity),
+            admission: Admission::KnownOnly,
+            dated: None,
+            passed_on: request.headers,
+            body: request.body,
+            asked_by: AskedBy::Person,
+        }
+    }
+
+    /// What duplicates are told by, where that is a key.
+    pub(super) fn identity(&self) -> Option<&Identity> {
+        match &self.told_by {
+            ToldBy::Key(identity) => Some(identity),
+            ToldBy::Signature(_) => None,
+        }
+    }
+
     /// When Tiki must have its answer.
     pub(super) fn answer_by(&self) -> Instant {
         answer_by(&self.facts, &self.plan)
@@ -105,7 +166,11 @@ impl Parcel {
     /// The backend's path; a caller's query (signed on GET routes, refused on others) is put behind it.
     fn target(&self) -> Result<Uri, http::Error> {
         let fixed = &self.plan.target;
-        let Some(query) = self.uri.query().filter(|_| self.plan.is_safe()) else {
+        let query = match &self.asked_by {
+            AskedBy::Caller(uri) => uri.query().filter(|_| self.plan.is_safe()),
+            AskedBy::Person => None,
+        };
+        let Some(query) = query else {
             return Ok(Uri::from(fixed.clone()));
         };
         let joint = if fixed.query().is_some() { '&' } else { '?' };
@@ -127,7 +192,7 @@ impl Parcel {
         for (name, value) in &self.passed_on {
             headers.append(name, value.clone());
         }
-        if let Some(identity) = &self.identity {
+        if let Some(identity) = self.identity() {
             headers.insert(IDEMPOTENCY_KEY, key_value(&identity.key.message)?);
         }
         headers.insert(ATTEMPT, HeaderValue::from(attempt));
@@ -151,11 +216,11 @@ impl Parcel {
             REQUEST_ID,
             HeaderValue::from_str(facts.request_id.as_str())?,
         );
-        headers.insert(
-            FORWARDED_FOR,
-            HeaderValue::from_str(facts.address_text.as_str())?,
-        );
-        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+        if let AskedBy::Caller(_) = self.asked_by {
+            let address = HeaderValue::from_str(facts.address_text.as_str())?;
+            headers.insert(FORWARDED_FOR, address);
+            headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+        }
         add_secrets(&plan.upstream, &mut headers)?;
         Ok(headers)
     }

@@ -9,7 +9,7 @@ use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Version};
 
-use crate::config::{Route, Settings, Upstream};
+use crate::config::{Probe, Route, Settings, Upstream};
 use crate::metrics::RouteLabel;
 use crate::tiki::Window;
 
@@ -49,6 +49,12 @@ pub struct RoutePlan {
 }
 
 impl RoutePlan {
+    /// How the backend is asked about calls whose outcome is unknown.
+    pub(super) fn probe(&self) -> Option<&Probe> {
+        let rule = self.route.idempotency.as_ref()?;
+        rule.probe.as_ref()
+    }
+
     /// Whether a call may be sent any number of times: GET changes nothing.
     pub fn is_safe(&self) -> bool {
         self.route.method == Method::GET
@@ -91,6 +97,18 @@ impl RouteTable {
                 .push(Arc::new(plan));
         }
         Ok(Self { by_path })
+    }
+
+    /// The route with this name.
+    pub(super) fn named(&self, name: &str) -> Option<&Arc<RoutePlan>> {
+        let mut plans = self.by_path.values().flatten();
+        plans.find(|plan| plan.route.name == name)
+    }
+
+    /// Whether any route asks its backend about calls whose outcome is unknown.
+    pub(super) fn any_probe(&self) -> bool {
+        let mut plans = self.by_path.values().flatten();
+        plans.any(|plan| plan.probe().is_some())
     }
 }
 

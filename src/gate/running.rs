@@ -44,6 +44,8 @@ pub(super) const LOST: Verdict = Verdict::Own(Refusal::LedgerUnavailable(LedgerF
 pub(super) enum Stage {
     /// It waits for the ledger.
     Claiming,
+    /// An attempt of another process is running: it waits for that one's end.
+    Elsewhere,
     /// It waits for the backend's cap, or for a connection.
     Waiting,
     /// A byte may have gone out.

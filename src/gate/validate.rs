@@ -6,9 +6,10 @@ use crate::config::{Idempotency, PossibleDuplicate, StaleEvents};
 use crate::ledger::{self, SubjectRule};
 use crate::tiki::{self, PayloadKind, parse_message};
 
-use super::authenticate::Message;
+use super::authenticate::{ClientPlan, Message};
 use super::freshen::Freshened;
 use super::refusal::{Dated, Refusal};
+use super::route::RoutePlan;
 
 /// A call whose body is what its route takes.
 #[derive(Debug)]
@@ -41,7 +42,7 @@ pub struct Identity {
 /// [`Refusal::InvalidPayload`] naming the field.
 pub fn validate(freshened: Freshened) -> Result<Valid, Refusal> {
     let Freshened { message, dated, .. } = freshened;
-    let identity = identify(&message)?;
+    let identity = identify(&message.plan, &message.client, &message.body)?;
     if let Some(identity) = &identity {
         let _ = message.facts.key.set(Arc::clone(&identity.key.message));
     }
@@ -53,12 +54,20 @@ pub fn validate(freshened: Freshened) -> Result<Valid, Refusal> {
     })
 }
 
-fn identify(message: &Message) -> Result<Option<Identity>, Refusal> {
-    let route = &message.plan.route;
+/// What duplicates of a body on a route are told by; none on routes without idempotency.
+///
+/// # Errors
+/// [`Refusal::InvalidPayload`] naming the field.
+pub(super) fn identify(
+    plan: &RoutePlan,
+    client: &ClientPlan,
+    body: &[u8],
+) -> Result<Option<Identity>, Refusal> {
+    let route = &plan.route;
     if route.payload == PayloadKind::Any && route.idempotency.is_none() {
         return Ok(None);
     }
-    let payload = parse_message(route.payload, &message.body).map_err(Refusal::InvalidPayload)?;
+    let payload = parse_message(route.payload, body).map_err(Refusal::InvalidPayload)?;
     let Some(rule) = &route.idempotency else {
         return Ok(None);
     };
@@ -68,8 +77,8 @@ fn identify(message: &Message) -> Result<Option<Identity>, Refusal> {
         .map_err(Refusal::InvalidPayload)?;
     Ok(Some(Identity {
         key: ledger::Key {
-            namespace: Arc::clone(&message.plan.namespace),
-            client: Arc::clone(&message.client.id),
+            namespace: Arc::clone(&plan.namespace),
+            client: Arc::clone(&client.id),
             message: Arc::from(identity.key),
         },
         fingerprint: ledger::Fingerprint(identity.fingerprint),

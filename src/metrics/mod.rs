@@ -155,6 +155,31 @@ impl RouteLabel {
     }
 }
 
+/// What a look at the backend saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeResult {
+    /// The call was applied.
+    Applied,
+    /// It was not.
+    NotApplied,
+    /// Neither.
+    CantSay,
+}
+
+impl ProbeResult {
+    /// Every result.
+    pub const ALL: [Self; 3] = [Self::Applied, Self::NotApplied, Self::CantSay];
+
+    /// The word for it in log and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::NotApplied => "not_applied",
+            Self::CantSay => "cant_say",
+        }
+    }
+}
+
 /// What was done about a message that another one about the same order or payment makes suspect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Suspicion {
@@ -237,6 +262,11 @@ impl Worker {
         self.shard.route(route).replays.add(0);
     }
 
+    /// Counts a look at the backend for a call whose outcome is unknown.
+    pub fn probe(&self, route: RouteLabel, result: ProbeResult) {
+        self.shard.route(route).probes.add(result as usize);
+    }
+
     /// Counts a call that was marked, dropped or held for its subject's sake.
     pub fn suspicion(&self, route: RouteLabel, suspicion: Suspicion) {
         self.shard.route(route).suspicions.add(suspicion as usize);
@@ -309,6 +339,8 @@ struct RouteCells {
     upstream: Histogram,
     refusals: Cells,
     replays: Cells,
+    /// In the order of [`ProbeResult::ALL`].
+    probes: Cells,
     /// One cell for each [`Suspicion`].
     suspicions: Cells,
 }
@@ -321,6 +353,7 @@ impl RouteCells {
             upstream: Histogram::new(&cells::DURATION),
             refusals: Cells::new(refusals),
             replays: Cells::new(1),
+            probes: Cells::new(ProbeResult::ALL.len()),
             suspicions: Cells::new(Suspicion::COUNT),
         }
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use super::cells::{self, Histogram, Scale};
 use super::exposition::{Exposition, Kind};
 use super::process::Figures;
-use super::{CODES, FIRST_CODE, LedgerFigures, Metrics, RouteCells, Shard, Suspicion};
+use super::{CODES, FIRST_CODE, LedgerFigures, Metrics, ProbeResult, RouteCells, Shard, Suspicion};
 
 /// Writes all families.
 pub(super) fn exposition(metrics: &Metrics, ledger: &LedgerFigures, process: &Figures) -> String {
@@ -69,6 +69,24 @@ fn requests(out: &mut Exposition, metrics: &Metrics) {
     for (route, label) in metrics.routes.iter().enumerate() {
         let count = metrics.sum_of_route(route, |cells| cells.replays.read(0));
         out.sample(&[("route", label)], count);
+    }
+    probes(out, metrics);
+}
+
+fn probes(out: &mut Exposition, metrics: &Metrics) {
+    out.family(
+        Kind::Counter,
+        "tikigate_probes_total",
+        "Looks at the backend for calls whose outcome is unknown, by route and what they saw.",
+    );
+    for (route, label) in metrics.routes.iter().enumerate() {
+        for result in ProbeResult::ALL {
+            let count = metrics.sum_of_route(route, |cells| cells.probes.read(result as usize));
+            if count > 0 {
+                let labels = [("route", label.as_str()), ("result", result.as_str())];
+                out.sample(&labels, count);
+            }
+        }
     }
 }
 

@@ -48,6 +48,9 @@ fn a_scrape_sums_the_workers() {
     first.refusal(refund, 1);
     second.refusal(refund, 1);
     first.replay(refund);
+    first.probe(refund, ProbeResult::NotApplied);
+    second.probe(refund, ProbeResult::NotApplied);
+    second.probe(refund, ProbeResult::CantSay);
     first.suspicion(RouteLabel::new(0), Suspicion::StaleMarked);
     second.suspicion(RouteLabel::new(0), Suspicion::StaleMarked);
     first.suspicion(RouteLabel::new(0), Suspicion::StaleDropped);
@@ -73,6 +76,8 @@ fn a_scrape_sums_the_workers() {
         "tikigate_refusals_total{route=\"refund\",error=\"unauthenticated\",reason=\"bad_signature\"} 2",
         "tikigate_replays_total{route=\"ipn\"} 0",
         "tikigate_replays_total{route=\"refund\"} 1",
+        "tikigate_probes_total{route=\"refund\",result=\"not_applied\"} 2",
+        "tikigate_probes_total{route=\"refund\",result=\"cant_say\"} 1",
         "tikigate_stale_events_total{route=\"ipn\",action=\"marked\"} 2",
         "tikigate_stale_events_total{route=\"ipn\",action=\"dropped\"} 1",
         "tikigate_stale_events_total{route=\"refund\",action=\"marked\"} 0",

@@ -21,6 +21,8 @@ pub struct AccessLine<'a> {
     pub request_id: Option<&'a str>,
     /// `trace_id`: of the caller's `traceparent`.
     pub trace_id: Option<&'a str>,
+    /// `tikigate.sent_by_person`: nobody called; a person had the call sent that the ledger kept.
+    pub sent_by_person: Option<bool>,
     /// `client.address`: the caller's address as limits use it.
     pub client_address: Option<&'a (dyn Display + 'a)>,
     /// `http.request.method`.
@@ -119,6 +121,7 @@ impl Fields<'_> {
             time: _, // at the line's start
             request_id,
             trace_id,
+            sent_by_person,
             client_address,
             method,
             route,
@@ -142,6 +145,7 @@ impl Fields<'_> {
         } = *line;
         self.text("tikigate.request_id", request_id);
         self.text("trace_id", trace_id);
+        self.flag("tikigate.sent_by_person", sent_by_person);
         if let Some(address) = client_address {
             self.0.printed("client.address", address);
         }
@@ -156,10 +160,7 @@ impl Fields<'_> {
         self.text("error.type", error);
         self.text("tikigate.reason", reason);
         self.number("tikigate.attempt", attempt);
-        if let Some(replayed) = replayed {
-            let word = if replayed { "true" } else { "false" };
-            self.0.bare("tikigate.replayed", word);
-        }
+        self.flag("tikigate.replayed", replayed);
         self.text("tikigate.stale_event", stale_event);
         self.text("tikigate.possible_duplicate", possible_duplicate);
         self.number("tikigate.upstream.status_code", upstream_status);
@@ -178,6 +179,12 @@ impl Fields<'_> {
     fn number(&mut self, key: &str, value: Option<impl Into<u64>>) {
         if let Some(value) = value {
             self.0.number(key, value.into());
+        }
+    }
+
+    fn flag(&mut self, key: &str, value: Option<bool>) {
+        if let Some(value) = value {
+            self.0.bare(key, if value { "true" } else { "false" });
         }
     }
 

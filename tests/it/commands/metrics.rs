@@ -12,12 +12,13 @@ use crate::support::gate_process::GateProcess;
 use crate::support::raw::exchange;
 
 /// Every name that operators may build on, with its type.
-const NAMES: [(&str, &str); 16] = [
+const NAMES: [(&str, &str); 17] = [
     ("tikigate_requests_total", "counter"),
     ("tikigate_request_duration_seconds", "histogram"),
     ("tikigate_upstream_duration_seconds", "histogram"),
     ("tikigate_refusals_total", "counter"),
     ("tikigate_replays_total", "counter"),
+    ("tikigate_probes_total", "counter"),
     ("tikigate_stale_events_total", "counter"),
     ("tikigate_possible_duplicates_total", "counter"),
     ("tikigate_ledger_records", "gauge"),

@@ -29,6 +29,8 @@ pub(super) enum Fault {
     Late(Hold),
     /// Never answers.
     Hangs,
+    /// Claims only: another process is said to run it, until the hold is released.
+    Elsewhere(Hold),
 }
 
 /// What is to go wrong with the next calls of one kind, and what happens after those.
@@ -59,6 +61,8 @@ pub(super) struct FaultyLedger {
     settles: watch::Sender<usize>,
     /// Calls of `claim` so far.
     claims: watch::Sender<usize>,
+    /// Released when the attempt elsewhere has ended.
+    elsewhere: Mutex<Option<Hold>>,
 }
 
 fn failure() -> LedgerError {
@@ -76,6 +80,7 @@ impl FaultyLedger {
             plans: Mutex::default(),
             settles: watch::Sender::new(0),
             claims: watch::Sender::new(0),
+            elsewhere: Mutex::default(),
         })
     }
 
@@ -105,6 +110,11 @@ impl FaultyLedger {
             .unwrap();
     }
 
+    /// Claims so far.
+    pub(super) fn claims(&self) -> usize {
+        *self.claims.borrow()
+    }
+
     /// Waits until so many claims were asked for.
     pub(super) async fn wait_for_claims(&self, count: usize) {
         let mut claims = self.claims.subscribe();
@@ -129,6 +139,14 @@ impl Ledger for FaultyLedger {
                     inner.claim(claim).await
                 })
             }
+            Some(Fault::Elsewhere(hold)) => {
+                *self.elsewhere.lock().unwrap() = Some(hold);
+                Reply::ready(Ok(ClaimOutcome::Running(Fence {
+                    record: RecordId(64),
+                    owner: Owner(2),
+                    attempt: 1,
+                })))
+            }
             Some(Fault::Fails | Fault::Fenced | Fault::Over) => Reply::ready(Err(failure())),
         }
     }
@@ -151,7 +169,9 @@ impl Ledger for FaultyLedger {
                     inner.permit(fence).await
                 })
             }
-            Some(Fault::Fails) => Reply::ready(Err(PermitError::Ledger(failure()))),
+            Some(Fault::Fails | Fault::Elsewhere(_)) => {
+                Reply::ready(Err(PermitError::Ledger(failure())))
+            }
         }
     }
 
@@ -170,8 +190,20 @@ impl Ledger for FaultyLedger {
                     inner.settle(fence, settlement).await
                 })
             }
-            Some(Fault::Fails | Fault::Fenced | Fault::Over) => Reply::ready(Err(failure())),
+            Some(Fault::Fails | Fault::Fenced | Fault::Over | Fault::Elsewhere(_)) => {
+                Reply::ready(Err(failure()))
+            }
         }
+    }
+
+    fn changed(&self, _: Fence) -> Reply<()> {
+        let hold = self.elsewhere.lock().unwrap().clone();
+        Reply::waiting(async move {
+            match hold {
+                Some(hold) => hold.released().await,
+                None => std::future::pending().await,
+            }
+        })
     }
 
     fn define(

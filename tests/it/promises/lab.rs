@@ -1,12 +1,12 @@
 //! A gate without listeners over a ledger that fails on order, called as the server would call it.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use tempfile::TempDir;
-use tikigate::clock::Clock;
+use tikigate::clock::{Clock, ManualClock};
 use tikigate::config;
 use tikigate::gate::{Common, Gate};
 use tikigate::ledger::{Filter, Ledger, Owner, Record, State};
@@ -25,8 +25,9 @@ use crate::support::in_time;
 pub(super) struct Lab {
     pub(super) common: Arc<Common>,
     pub(super) ledger: Arc<FaultyLedger>,
-    gate: Arc<Gate>,
+    pub(super) gate: Arc<Gate>,
     clock: Clock,
+    hands: ManualClock,
     _log: LogHandle,
     _directory: TempDir,
 }
@@ -58,7 +59,7 @@ impl Lab {
                 .unwrap_or_else(|problems| panic!("{problems:#?}"))
                 .settings,
         );
-        let (clock, _) = Clock::manual(start_time());
+        let (clock, hands) = Clock::manual(start_time());
         let ledger = FaultyLedger::new(clock.clone());
         let as_ledger = Arc::clone(&ledger) as Arc<dyn Ledger>;
         let common =
@@ -71,9 +72,15 @@ impl Lab {
             ledger,
             gate,
             clock,
+            hands,
             _log: log,
             _directory: directory,
         }
+    }
+
+    /// Moves the gate's time.
+    pub(super) fn advance(&self, by: Duration) {
+        self.hands.advance(by);
     }
 
     pub(super) fn signed(&self, path: &str, body: &str) -> Call {
@@ -83,6 +90,11 @@ impl Lab {
     /// Sends a call and waits for its answer.
     pub(super) async fn send(&self, call: &Call) -> Got {
         in_time("an answer", self.begin(call)).await.unwrap()
+    }
+
+    /// Sends a call signed now and waits for its answer.
+    pub(super) async fn post(&self, path: &str, body: &str) -> Got {
+        self.send(&self.signed(path, body)).await
     }
 
     /// Sends a call.

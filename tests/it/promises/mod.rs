@@ -2,15 +2,19 @@
 
 mod addresses;
 mod duplicates;
+mod elsewhere;
 mod expiry;
 mod faulty_ledger;
 mod lab;
 mod ledger_faults;
 mod limits;
+mod probes;
 mod rerun;
 mod resends;
 mod rotation;
+mod rounds;
 mod second_refunds;
+mod send_now;
 mod signatures;
 mod stale_events;
 mod stress;
