@@ -51,6 +51,15 @@ pub(super) enum Sight {
     CantSay(&'static str),
 }
 
+impl Sight {
+    fn reason(self) -> Option<&'static str> {
+        match self {
+            Self::CantSay(word) => Some(word),
+            Self::Applied | Self::NotApplied => None,
+        }
+    }
+}
+
 /// What a look came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Looked {
@@ -156,19 +165,12 @@ async fn look_for(
         Ok(_) | Err(ResolveError::NotUnknown(_) | ResolveError::Changed(_)) => Looked::Settled,
         Err(_) => Looked::StillUnknown(sight),
     };
-    let state = match &recorded {
-        Ok(record) => record.state.as_str(),
-        Err(_) => "",
-    };
-    let status = status.map(|status: StatusCode| status.as_u16());
-    let word = match sight {
-        Sight::CantSay(word) => word,
-        Sight::Applied | Sight::NotApplied => "",
-    };
     tracing::info!(
         tikigate.record = %record.id, tikigate.request_id = %request_id,
-        http.route = plan.route.name, http.response.status_code = status,
-        tikigate.probe = result_of(sight).as_str(), tikigate.reason = word, tikigate.state = state,
+        http.route = plan.route.name,
+        http.response.status_code = status.map(|status| status.as_u16()),
+        tikigate.probe = result_of(sight).as_str(), tikigate.reason = sight.reason(),
+        tikigate.state = recorded.as_ref().ok().map(|record| record.state.as_str()),
         error = recorded.as_ref().err().map(ToString::to_string),
         "looked at the backend for a call whose outcome is unknown"
     );

@@ -76,6 +76,8 @@ impl Gate {
     /// See [`NotSentNow`]: nothing was sent in any of these cases.
     pub async fn send_now(self: &Arc<Self>, id: RecordId) -> Result<SentNow, NotSentNow> {
         let common = &self.common;
+        // Taken before the look at the drain, which waits for all tokens: none slips in behind it.
+        let _running = common.tasks.token();
         if common.admission.draining.load(Ordering::Relaxed) {
             return Err(NotSentNow::Draining);
         }

@@ -7,6 +7,7 @@ mod drain;
 mod ledger;
 mod metrics;
 mod people;
+mod probing;
 mod serve;
 mod sign;
 mod start;

@@ -415,3 +415,28 @@ async fn a_kept_connection_that_is_gone_is_no_answer_and_costs_no_look() {
     assert_eq!(again(&lab).await.status, 200);
     assert_eq!(looks(&backend).len(), 2);
 }
+
+#[tokio::test]
+async fn what_was_held_and_never_sent_is_not_asked_about() {
+    let says = Says::state("done");
+    let backend = losing_answers(&says).await;
+    let (from, to) = probing("/refunds/{key}");
+    let to = to.replace(
+        "\n[routes.idempotency.probe]",
+        "\n[routes.idempotency]\npossible_duplicate = \"hold\"\n[routes.idempotency.probe]",
+    );
+    let changes: Vec<(&str, &str)> = PATIENT
+        .iter()
+        .copied()
+        .chain([(from, to.as_str())])
+        .collect();
+    let lab = Lab::start(&backend.url(), &changes);
+    assert_eq!(again(&lab).await.status, 502);
+    let second = refund("r-2", "1000");
+    for _ in 0..2 {
+        assert_held(&lab.post(REFUND, &second).await);
+        lab.advance(HOUR);
+    }
+    assert_eq!((sent(&backend), looks(&backend).len()), (1, 0));
+    assert_eq!(again(&lab).await.status, 200);
+}
