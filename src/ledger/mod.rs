@@ -20,6 +20,7 @@ use std::sync::Arc;
 mod conformance;
 mod errors;
 mod memory;
+mod postgres;
 mod reply;
 mod sqlite;
 mod sweep;
@@ -29,6 +30,7 @@ mod types;
 
 pub use errors::{DefineError, LedgerError, PermitError, ResolveError};
 pub use memory::{MemoryLedger, MemoryLimits};
+pub use postgres::PostgresLedger;
 pub use reply::Reply;
 pub use sqlite::SqliteLedger;
 pub use types::{
