@@ -3,15 +3,21 @@
 use std::sync::Arc;
 
 use crate::clock::Clock;
-use crate::config::{Settings, SqliteStore, Store};
+use crate::config::{PostgresStore, Settings, SqliteStore, Store};
 use crate::gate::Common;
-use crate::ledger::{Ledger, MemoryLedger, MemoryLimits, SqliteLedger};
+use crate::ledger::{Ledger, MemoryLedger, MemoryLimits, Owner, PostgresLedger, SqliteLedger};
+use crate::store::postgres;
 use crate::store::sqlite::{Database, Options};
 
 use super::{StartError, random, runtime};
 
-/// Opens the ledger. Claims of a process that died with it end here.
-pub(super) fn open(settings: &Settings, clock: &Clock) -> Result<Arc<dyn Ledger>, StartError> {
+/// Opens the ledger for a process that claims as `owner`. Claims of a process that died with it end
+/// here, unless others share the ledger: then they end with the dead one's lease.
+pub(super) fn open(
+    settings: &Settings,
+    clock: &Clock,
+    owner: Owner,
+) -> Result<Arc<dyn Ledger>, StartError> {
     match &settings.ledger.store {
         Store::Memory {
             max_records,
@@ -24,10 +30,25 @@ pub(super) fn open(settings: &Settings, clock: &Clock) -> Result<Arc<dyn Ledger>
             Ok(Arc::new(MemoryLedger::new(clock.clone(), limits)))
         }
         Store::Sqlite(store) => open_sqlite(store, clock),
-        Store::Postgres(_) => Err(StartError::Settings(
-            "this store is not available yet".to_owned(),
-        )),
+        Store::Postgres(store) => open_postgres(store, clock, owner),
     }
+}
+
+fn open_postgres(
+    settings: &PostgresStore,
+    clock: &Clock,
+    owner: Owner,
+) -> Result<Arc<dyn Ledger>, StartError> {
+    let store =
+        postgres::Store::open(settings).map_err(|error| StartError::Ledger(error.to_string()))?;
+    let ledger = PostgresLedger::open(store, clock.clone(), settings.lease, vec![owner]);
+    if let Some(trouble) = ledger.trouble() {
+        tracing::error!(
+            trouble = trouble.text,
+            "the ledger takes no calls until this is over"
+        );
+    }
+    Ok(Arc::new(ledger))
 }
 
 fn open_sqlite(store: &SqliteStore, clock: &Clock) -> Result<Arc<dyn Ledger>, StartError> {

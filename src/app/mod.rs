@@ -77,7 +77,8 @@ impl App {
     pub fn start(settings: Settings, clock: Clock, log: &LogHandle) -> Result<Self, StartError> {
         let settings = Arc::new(settings);
         let workers = settings.server.workers.max(1);
-        let ledger = ledger::open(&settings, &clock)?;
+        let owner = Owner(random()?);
+        let ledger = ledger::open(&settings, &clock, owner)?;
         ledger::define_namespaces(&settings, ledger.as_ref())?;
         let tokens = admin::token::ensure_token(&settings.ledger.directory, &settings.admin.tokens)
             .map_err(StartError::Token)?;
@@ -91,7 +92,6 @@ impl App {
         );
         let admin_address = admin_listener.local_address();
 
-        let owner = Owner(random()?);
         let common = Common::new(Arc::clone(&settings), clock, Arc::clone(&ledger), owner)
             .map_err(StartError::Settings)?;
         let connections = Arc::new(server::Shared::new(settings.server.max_connections));
