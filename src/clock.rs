@@ -24,6 +24,8 @@ enum Source {
 struct Manual {
     wall_start: SystemTime,
     elapsed_nanos: AtomicU64,
+    /// By how much the wall clock was set back.
+    back_nanos: AtomicU64,
 }
 
 impl Manual {
@@ -47,6 +49,7 @@ impl Clock {
         let manual = Arc::new(Manual {
             wall_start: start,
             elapsed_nanos: AtomicU64::new(0),
+            back_nanos: AtomicU64::new(0),
         });
         let clock = Self {
             source: Source::Manual(Arc::clone(&manual)),
@@ -58,7 +61,10 @@ impl Clock {
     pub fn now(&self) -> SystemTime {
         match &self.source {
             Source::System { .. } => SystemTime::now(),
-            Source::Manual(manual) => manual.wall_start + manual.elapsed(),
+            Source::Manual(manual) => {
+                let back = manual.back_nanos.load(Ordering::SeqCst);
+                manual.wall_start + manual.elapsed() - Duration::from_nanos(back)
+            }
         }
     }
 
@@ -83,6 +89,12 @@ impl ManualClock {
         let nanos = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
         self.manual.elapsed_nanos.fetch_add(nanos, Ordering::SeqCst);
     }
+
+    /// Sets the wall clock alone back, as an operator or a time server may.
+    pub fn set_back(&self, by: Duration) {
+        let nanos = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
+        self.manual.back_nanos.fetch_add(nanos, Ordering::SeqCst);
+    }
 }
 
 #[cfg(test)]
@@ -96,6 +108,9 @@ mod tests {
         assert_eq!(clock.now(), start);
         hands.advance(Duration::from_secs(61));
         assert_eq!(clock.now(), start + Duration::from_secs(61));
+        assert_eq!(clock.monotonic(), Duration::from_secs(61));
+        hands.set_back(Duration::from_secs(100));
+        assert_eq!(clock.now(), start - Duration::from_secs(39));
         assert_eq!(clock.monotonic(), Duration::from_secs(61));
     }
 }
