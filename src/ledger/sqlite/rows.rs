@@ -54,6 +54,8 @@ columns!(
 pub(super) struct Stored {
     pub(super) entry: Entry,
     pub(super) events: EventText,
+    /// The week that its subject is filed under.
+    filed: i64,
 }
 
 /// A row that this program did not write, or that was damaged since.
@@ -73,7 +75,7 @@ pub(super) fn hash(text: &str) -> i64 {
     i64::from_be_bytes(first)
 }
 
-/// The week that a record made at this time is filed under, by its subject.
+/// The week that a record which last changed its state at this time is filed under, by its subject.
 pub(super) fn week(time: SystemTime) -> i64 {
     const WEEK_MICROS: i64 = 7 * 86_400 * 1_000_000;
     micros(time).div_euclid(WEEK_MICROS)
@@ -187,6 +189,7 @@ impl Reader<'_, '_> {
         };
         entry.follow_hold();
         Ok(Stored {
+            filed: week(entry.record.updated_at),
             entry,
             events: EventText::stored(self.get(Column::events)?),
         })
@@ -246,7 +249,11 @@ impl Reader<'_, '_> {
 
 /// Adds a new record.
 pub(super) fn insert(connection: &Connection, stored: &Stored) -> rusqlite::Result<()> {
-    let Stored { entry, events } = stored;
+    let Stored {
+        entry,
+        events,
+        filed,
+    } = stored;
     let record = &entry.record;
     let subject = entry.subject.as_ref();
     let mut insert = connection.prepare_cached(
@@ -283,7 +290,7 @@ pub(super) fn insert(connection: &Connection, stored: &Stored) -> rusqlite::Resu
         fields_text(&record.fields),
         subject.map(|subject| &*subject.id),
         subject.map(|subject| rule_text(&subject.rule)),
-        subject.map(|_| week(record.created_at)),
+        subject.map(|_| filed),
         subject.map(|subject| hash(&subject.id)),
         answer_status(record),
         answer_headers(record),
@@ -300,7 +307,11 @@ pub(super) fn insert(connection: &Connection, stored: &Stored) -> rusqlite::Resu
 
 /// Writes what may have changed of a record.
 pub(super) fn update(connection: &Connection, stored: &Stored) -> rusqlite::Result<()> {
-    let Stored { entry, events } = stored;
+    let Stored {
+        entry,
+        events,
+        filed,
+    } = stored;
     let record = &entry.record;
     let mut update = connection.prepare_cached(
         "UPDATE records SET state = ?2, attempt = ?3, version = ?4, \
@@ -336,6 +347,13 @@ pub(super) fn update(connection: &Connection, stored: &Stored) -> rusqlite::Resu
         entry.request.as_ref().map(|request| &*request.body),
         events.as_str(),
     ])?;
+    let week = week(record.updated_at);
+    // Seldom, and apart: named in the statement above, its index would be written anew every time.
+    if entry.subject.is_some() && week != *filed {
+        let mut file =
+            connection.prepare_cached("UPDATE records SET subject_week = ?2 WHERE id = ?1")?;
+        file.execute(params![record.id.0.cast_signed(), week])?;
+    }
     Ok(())
 }
 
@@ -403,6 +421,10 @@ impl Stored {
     pub(super) fn new(entry: Entry, event: Option<Event>) -> Self {
         let mut events = EventText::default();
         events.extend(event.as_ref());
-        Self { entry, events }
+        Self {
+            filed: week(entry.record.updated_at),
+            entry,
+            events,
+        }
     }
 }

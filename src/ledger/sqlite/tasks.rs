@@ -25,11 +25,11 @@ const SWEEP_CHUNK: usize = 100;
 const FREE_PAGES: i64 = 1024;
 const VACUUM_PAGES: u32 = 64;
 
-/// How many weeks before its own a record's subject is looked for. An order's events come within
+/// For how many weeks after its last change a record counts among an order's events. They come within
 /// days, Tiki's re-sends within two.
 const EVENT_WEEKS: i64 = 8;
-/// Beyond the window: a refund may have been made before it and done within it.
-const PAYMENT_WEEKS: i64 = 2;
+/// Beyond the window: an attempt that became unknown before it may run until within it.
+const PAYMENT_WEEKS: i64 = 1;
 
 /// Records about one subject that are looked at, the newest first.
 const SIBLINGS: usize = 1000;
@@ -494,7 +494,9 @@ impl<'b, 'c> Scope<'b, 'c> {
     }
 }
 
+/// Each week is a look-up: a window longer than records are kept finds no more for it.
 fn weeks_of(window: Duration) -> i64 {
     const WEEK: u64 = 7 * 86_400;
-    i64::try_from(window.as_secs().div_ceil(WEEK)).unwrap_or(i64::MAX / 2)
+    const MOST: i64 = 530;
+    i64::try_from(window.as_secs().div_ceil(WEEK)).map_or(MOST, |weeks| weeks.min(MOST))
 }
