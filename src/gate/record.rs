@@ -87,8 +87,9 @@ fn log_settled(facts: &Facts, fence: Fence, settled: &Settled) {
         Settled::Alarm => tracing::error!(
             tikigate.record = %fence.record, tikigate.request_id = %facts.request_id,
             tikigate.attempt = fence.attempt,
-            "a success came in for an attempt that was declared not applied and sent again since: \
-             check with the backend whether money moved twice"
+            "a success came in for an attempt that counts as not applied (it was declared so and sent \
+             again since, or rejected, or the ledger has forgotten it): check with the backend whether \
+             money moved twice"
         ),
     }
 }
