@@ -16,26 +16,37 @@ use http::{HeaderValue, StatusCode, header};
 use super::*;
 use crate::clock::{Clock, ManualClock};
 
+pub(super) mod changing;
 pub(super) mod claiming;
 pub(super) mod closing;
 pub(super) mod concurrency;
 pub(super) mod durable;
+pub(super) mod fields;
 pub(super) mod history;
 pub(super) mod keeping;
 pub(super) mod late;
+pub(super) mod payments;
 pub(super) mod people;
 pub(super) mod quarantine;
+pub(super) mod reopening;
 pub(super) mod settling;
+pub(super) mod sightings;
+pub(super) mod subjects;
 
 macro_rules! suite {
     ($open:path) => {
         $crate::ledger::conformance::suite!(@ $open;
+            changing: waiting_may_be_given_up, a_claim_after_the_end_sees_it;
             claiming: first_claim_is_granted_and_then_runs, released_key_is_claimed_again,
                 done_is_replayed, unknown_is_held, other_money_conflicts, keys_are_told_apart,
                 only_known_makes_nothing, stricter_policy_holds, given_up_is_no_release_for_a_hold,
                 keep_is_only_extended, namespaces_keep_their_definition;
             concurrency: dropped_claim_goes_back, claim_dropped_while_pending_goes_back,
                 one_of_many_threads_is_granted, threads_never_share_an_attempt;
+            fields: fields_are_kept_as_they_came, records_are_found_by_a_field,
+                records_are_found_by_their_time, records_are_found_by_their_key,
+                filters_hold_together_and_pages_go_on, a_call_is_kept_until_its_record_is_done,
+                held_calls_are_kept;
             history: random_histories_keep_the_promises;
             keeping: done_is_forgotten_after_its_time, nothing_else_is_forgotten,
                 sweep_keeps_to_its_limit, list_is_in_order_and_filtered, stats_follow_every_change,
@@ -46,15 +57,41 @@ macro_rules! suite {
                 success_of_a_forgotten_attempt_is_an_alarm, late_answers_after_not_applied, late_success_beside_a_newer_attempt_is_an_alarm,
                 alarmed_release_becomes_unknown, alarmed_lapse_becomes_unknown,
                 overtaken_attempts_change_nothing, overtaken_resends_raise_no_alarm;
+            payments: a_second_payment_is_marked, a_second_payment_is_held,
+                other_amounts_are_other_payments, the_window_runs_from_the_last_change,
+                what_may_run_counts_beyond_the_window, long_held_siblings_are_found,
+                a_released_one_sees_who_ran_meanwhile, a_person_lets_a_suspect_pass,
+                a_person_ends_a_suspect, a_gap_may_have_moved_money,
+                two_at_once_never_both_pass_unmarked;
             people: resolutions_end_an_unknown, resolving_compares_before_it_sets,
                 resolving_wants_name_and_reason, not_applied_waits_for_the_attempt,
                 lapse_takes_an_owners_claims;
             quarantine: absent_keys_are_held, known_keys_are_not, gaps_are_resolved_one_by_one,
                 keys_released_before_are_held,
                 a_gap_of_a_known_key_waits_for_what_was_forgotten, lifting_wants_name_and_reason;
+            reopening: every_word_can_be_taken_back, the_backends_own_answer_stays,
+                reopening_compares_before_it_sets, reopening_wants_name_and_reason,
+                a_claim_and_a_reopening_race_for_one_release,
+                only_a_person_or_an_answer_ends_what_was_taken_back,
+                an_unsent_attempt_leaves_the_word_standing, what_was_given_up_is_in_doubt_again,
+                what_it_was_held_for_holds_it_again, a_reopened_record_is_not_forgotten;
             settling: each_class_has_its_state, saying_it_again_changes_nothing,
                 strangers_settle_nothing, final_answers_stay, permits_follow_the_claim,
                 permits_end_with_the_time_that_was_asked_for;
+            sightings: applied_ends_it_at_once, not_applied_counts_twice_a_pause_apart,
+                anything_between_starts_it_over, a_clock_that_goes_back_starts_it_over,
+                not_applied_waits_for_the_attempt_to_be_over,
+                a_look_releases_once_in_a_records_life,
+                a_first_look_says_nothing_of_a_later_attempt,
+                success_after_a_looks_release_is_believed, an_alarm_ends_what_looks_may_release,
+                looks_compare_before_they_set, a_gap_can_be_looked_into,
+                endless_looks_leave_bounded_events;
+            subjects: an_event_older_than_one_passed_on_is_marked, marks_are_the_attempts_own,
+                an_attempt_in_doubt_counts_whatever_came_after,
+                a_stale_event_is_dropped_beside_one_that_was_taken,
+                what_was_dropped_was_not_taken,
+                a_released_event_is_dropped_when_a_newer_one_was_taken, subjects_are_told_apart,
+                a_busy_subject_forgets_no_sibling;
         );
     };
     (@durable $open:path) => {
@@ -274,6 +311,23 @@ impl Fixture {
         match self.claim(claim).await {
             ClaimOutcome::Granted(fence, _) => fence,
             other => panic!("not granted: {other:?}"),
+        }
+    }
+
+    /// A claim that was granted and settled, if it was.
+    pub(super) async fn come_to(&self, claim: Claim, settlement: Option<Settlement>) -> Fence {
+        let fence = self.granted(claim).await;
+        if let Some(settlement) = settlement {
+            self.settle(fence, settlement).await;
+        }
+        fence
+    }
+
+    /// The fence of the attempt that runs already.
+    pub(super) async fn running(&self, claim: Claim) -> Fence {
+        match self.claim(claim).await {
+            ClaimOutcome::Running(fence) => fence,
+            other => panic!("not running: {other:?}"),
         }
     }
 

@@ -45,13 +45,10 @@ pub(crate) async fn claim_dropped_while_pending_goes_back(open: Open) {
 const THREADS: u64 = 8;
 
 /// Runs the same on many threads at once.
-fn at_once<T: Send>(run: impl AsyncFn(Owner) -> T + Sync) -> Vec<T> {
+pub(super) fn at_once<T: Send>(run: impl AsyncFn(Owner) -> T + Sync) -> Vec<T> {
     let barrier = std::sync::Barrier::new(THREADS as usize);
     let one = &|owner| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = runtime();
         barrier.wait();
         runtime.block_on(run(Owner(owner)))
     };
@@ -63,6 +60,34 @@ fn at_once<T: Send>(run: impl AsyncFn(Owner) -> T + Sync) -> Vec<T> {
             .map(|thread| thread.join().unwrap())
             .collect()
     })
+}
+
+/// Runs the two on a thread each, at once.
+pub(super) fn two_at_once<A: Send, B: Send>(
+    one: impl AsyncFn() -> A + Sync,
+    other: impl AsyncFn() -> B + Sync,
+) -> (A, B) {
+    let barrier = &std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        let one = scope.spawn(|| {
+            let runtime = runtime();
+            barrier.wait();
+            runtime.block_on(one())
+        });
+        let other = scope.spawn(|| {
+            let runtime = runtime();
+            barrier.wait();
+            runtime.block_on(other())
+        });
+        (one.join().unwrap(), other.join().unwrap())
+    })
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 pub(crate) async fn one_of_many_threads_is_granted(open: Open) {
