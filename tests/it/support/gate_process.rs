@@ -4,6 +4,7 @@
 //! Everything here blocks the calling thread. In an asynchronous test that itself serves the gate
 //! (a backend on the same runtime, say), wait for the end in `tokio::task::spawn_blocking`.
 
+use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
@@ -93,7 +94,22 @@ impl Setup {
     #[track_caller]
     pub fn start(self) -> GateProcess {
         let command = self.command("serve");
-        GateProcess::launch(command, self).unwrap_or_else(|fault| panic!("{fault}"))
+        GateProcess::launch(command, Arc::new(self)).unwrap_or_else(|fault| panic!("{fault}"))
+    }
+}
+
+/// A gate that did not become ready.
+#[derive(Debug)]
+pub struct NotReady {
+    /// How it ended, if it did.
+    pub status: Option<ExitStatus>,
+    /// What is wrong, with all that the gate wrote.
+    pub text: String,
+}
+
+impl fmt::Display for NotReady {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
     }
 }
 
@@ -102,7 +118,7 @@ pub struct GateProcess {
     child: Child,
     output: Arc<Output>,
     listening: Listening,
-    setup: Setup,
+    setup: Arc<Setup>,
 }
 
 impl GateProcess {
@@ -112,14 +128,19 @@ impl GateProcess {
         Setup::new(config_toml).start()
     }
 
-    fn launch(mut command: Command, setup: Setup) -> Result<Self, String> {
+    /// Starts a gate by this command, which is one of `setup`'s or runs one, and waits until it is
+    /// ready. Many lives can be led on one set-up, one after the other.
+    ///
+    /// # Errors
+    /// The gate ended or was not ready in time.
+    pub fn launch(mut command: Command, setup: Arc<Setup>) -> Result<Self, NotReady> {
         let deadline = Instant::now() + START_WITHIN;
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .map_err(|error| format!("{command:?} did not start: {error}"))?;
+            .unwrap_or_else(|error| panic!("{command:?} did not start: {error}"));
         let output = Arc::new(Output::default());
         Output::collect(&output, child.stdout.take(), Stream::Out);
         Output::collect(&output, child.stderr.take(), Stream::Err);
@@ -130,9 +151,21 @@ impl GateProcess {
             listening: Listening::unknown(),
             setup,
         };
-        gate.listening = gate.wait_for_addresses(deadline)?;
-        gate.wait_until_ready(deadline)?;
-        Ok(gate)
+        let ready = match gate.wait_for_addresses(deadline) {
+            Ok(listening) => {
+                gate.listening = listening;
+                gate.wait_until_ready(deadline)
+            }
+            Err(fault) => Err(fault),
+        };
+        match ready {
+            Ok(()) => Ok(gate),
+            Err(text) => {
+                // One that is about to end says how within a moment; one that hangs never does.
+                let status = gate.ends_within(Duration::from_secs(1));
+                Err(NotReady { status, text })
+            }
+        }
     }
 
     /// Where Tiki's calls go.
@@ -198,18 +231,23 @@ impl GateProcess {
     /// With all that the gate wrote, if it still runs after `within`.
     #[track_caller]
     pub fn wait(&mut self, within: Duration) -> ExitStatus {
-        let deadline = Instant::now() + within;
-        let status = loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                break status;
-            }
-            if Instant::now() >= deadline {
-                panic!("{}", self.fault("the gate did not end in time"));
-            }
-            std::thread::sleep(POLL);
+        let Some(status) = self.ends_within(within) else {
+            panic!("{}", self.fault("the gate did not end in time"));
         };
         self.wait_for_output();
         status
+    }
+
+    /// How the process ended; none if it still runs after `within`.
+    pub fn ends_within(&mut self, within: Duration) -> Option<ExitStatus> {
+        let deadline = Instant::now() + within;
+        loop {
+            let ended = self.child.try_wait().unwrap();
+            if ended.is_some() || Instant::now() >= deadline {
+                return ended;
+            }
+            std::thread::sleep(POLL);
+        }
     }
 
     /// Ends the gate as an orchestrator would, and says how it ended.
@@ -417,8 +455,8 @@ mod tests {
     }
 
     /// A process that behaves like a gate towards this helper, as far as a shell can.
-    fn stand_in(script: &str) -> (Command, Setup) {
-        let setup = Setup::new("").file("stand-in.sh", script.as_bytes());
+    fn stand_in(script: &str) -> (Command, Arc<Setup>) {
+        let setup = Arc::new(Setup::new("").file("stand-in.sh", script.as_bytes()));
         let mut command = Command::new("sh");
         command.arg(setup.directory().join("stand-in.sh"));
         (command, setup)
@@ -484,7 +522,11 @@ mod tests {
     #[test]
     fn a_gate_that_ends_early_shows_what_it_wrote() {
         let (command, setup) = stand_in("echo half a line\necho no such key >&2\nexit 78");
-        let fault = GateProcess::launch(command, setup).err().unwrap();
+        let NotReady {
+            status,
+            text: fault,
+        } = GateProcess::launch(command, setup).err().unwrap();
+        assert_eq!(status.and_then(|status| status.code()), Some(78));
         assert!(fault.contains("half a line"), "{fault}");
         assert!(fault.contains("no such key"), "{fault}");
 
@@ -496,7 +538,7 @@ mod tests {
             "echo '{}'\necho too bad >&2\nexit 3",
             listening_line(nobody)
         ));
-        let fault = GateProcess::launch(command, setup).err().unwrap();
+        let fault = GateProcess::launch(command, setup).err().unwrap().text;
         assert!(fault.contains("ended before it was ready"), "{fault}");
         assert!(fault.contains("too bad"), "{fault}");
     }

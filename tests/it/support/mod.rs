@@ -4,12 +4,14 @@
 #![allow(dead_code, reason = "each test file uses its own part of it")]
 
 pub(crate) mod backend;
+pub(crate) mod disk;
 pub(crate) mod gate;
 pub(crate) mod gate_process;
+pub(crate) mod random;
 pub(crate) mod raw;
 pub(crate) mod samples;
 mod script;
-mod wire;
+pub(crate) mod wire;
 
 use std::future::Future;
 use std::time::Duration;

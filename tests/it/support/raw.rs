@@ -9,6 +9,8 @@
 //! ```
 //! Whatever waits, waits for [`PATIENCE`](super::PATIENCE) and then fails the test.
 
+use std::time::Duration;
+
 use serde_json::Value;
 use tikigate::net::ListenAddress;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -228,6 +230,26 @@ pub(crate) async fn exchange(address: &ListenAddress, bytes: impl AsRef<[u8]>) -
     let mut client = RawClient::connect(address).await;
     client.send(bytes).await;
     client.read_answer().await
+}
+
+/// The same with a server that may be gone at any moment: none if it doesn't take the connection, or
+/// if no whole answer came `within` this time.
+pub(crate) async fn exchange_if_there(
+    address: &ListenAddress,
+    bytes: impl AsRef<[u8]>,
+    within: Duration,
+) -> Option<RawAnswer> {
+    let exchange = async {
+        let socket = Socket::connect(address).await.ok()?;
+        let mut client = RawClient {
+            socket,
+            unread: Vec::new(),
+            ended: false,
+        };
+        client.send(bytes).await;
+        client.try_read_answer(false).await
+    };
+    tokio::time::timeout(within, exchange).await.ok()?
 }
 
 /// Checks of the two sides against each other: what they miss, the tests that use them miss.
