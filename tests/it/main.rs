@@ -11,6 +11,7 @@ mod architecture;
 mod bad_input;
 mod client;
 mod commands;
+mod crash;
 mod documents;
 mod outcomes;
 mod passing;

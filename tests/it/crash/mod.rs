@@ -1,0 +1,22 @@
+//! Faults that happen: the real binary is killed, its disk loses what was not synced, lies or fills up,
+//! its ledger is rolled back, its clock jumps. Whatever comes, a refund moves money at most once.
+//!
+//! ```text
+//! Tiki (tiki.rs) ──▶ the gate, killed again and again (world.rs) ──▶ the till (till.rs)
+//!      │                        ▲ resolves what nobody knows               │
+//!      │                    the person (person.rs)                         │
+//!      └──────────────▶ the journal (journal.rs), which is the truth ◀─────┘
+//! ```
+
+mod bench;
+mod forgetful;
+mod journal;
+mod killing;
+mod order;
+mod person;
+mod power;
+mod tiki;
+mod till;
+mod trace;
+mod unusable;
+mod world;

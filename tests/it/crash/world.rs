@@ -1,0 +1,352 @@
+//! A world with one gate in it: the till behind it, Tiki in front, a person beside it, and somebody who
+//! kills it again and again.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tikigate::net::ListenAddress;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::journal::{Event, Journal};
+use super::person::{self, Person, TOKEN};
+use super::tiki::{self, Tiki};
+use super::till::Till;
+use crate::support::disk::Disk;
+use crate::support::gate::{CLIENT, SECRET};
+use crate::support::gate_process::{GateProcess, Setup};
+use crate::support::random::Random;
+
+/// After the last kill, all refunds must come to their ends within this.
+const END_WITHIN: Duration = Duration::from_secs(60);
+/// A step that nobody comes to: the gate is killed where it stands.
+const STEP_WITHIN: Duration = Duration::from_millis(400);
+
+/// What a world is made with.
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    /// The lines under `[ledger]`.
+    pub(crate) ledger: String,
+    /// Whether the directory `data` lies on a [`Disk`] that can lose power.
+    pub(crate) on_disk: bool,
+}
+
+/// The lines of a ledger on disk, in the directory `data` beside the configuration.
+pub(crate) const SQLITE: &str = r#"path = "data/tikigate.db""#;
+
+/// The lines of one that is lost with the process.
+pub(crate) const MEMORY: &str = "store = \"memory\"\nallow_volatile = true";
+
+/// A world and those who live in it.
+pub(crate) struct World {
+    pub(crate) setup: Arc<Setup>,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) till: Arc<Till>,
+    pub(crate) disk: Option<Arc<Disk>>,
+    tiki: Arc<Tiki>,
+    gate: watch::Sender<Option<ListenAddress>>,
+    admin: watch::Sender<Option<ListenAddress>>,
+    at_work: JoinHandle<()>,
+    person: JoinHandle<()>,
+}
+
+/// How a life of the gate ends.
+#[derive(Clone, Debug)]
+pub(crate) enum Death {
+    /// By SIGKILL, so long after it was ready.
+    After(Duration),
+    /// By SIGKILL, so long after it was started, ready or not.
+    Starting(Duration),
+    /// At the n-th passing of a step.
+    At(&'static str, u64),
+}
+
+impl World {
+    /// Builds a world; nothing is sent until the gate lives.
+    pub(crate) async fn new(plan: Plan) -> Self {
+        let Plan {
+            seed,
+            ledger,
+            on_disk,
+        } = plan;
+        let journal = Arc::new(Journal::default());
+        let address = address_of_its_own();
+        let till = Arc::new(Till::open(address, seed, Arc::clone(&journal)).await);
+        let config = configuration(address, till.address(), &ledger);
+        let mut setup = Setup::new(&config)
+            .file("secret", SECRET.as_bytes())
+            .file("token", TOKEN.as_bytes());
+        let data = setup.directory().join("data");
+        std::fs::create_dir(&data).unwrap();
+        let shadow = setup.directory().join("shadow");
+        let disk = on_disk.then(|| Arc::new(Disk::new(data, shadow)));
+        for (name, value) in disk.iter().flat_map(|disk| disk.environment()) {
+            setup = setup.environment(&name, &value);
+        }
+        let gate = watch::Sender::new(None);
+        let admin = watch::Sender::new(None);
+        let tiki = Arc::new(Tiki::new(seed, Arc::clone(&journal), gate.subscribe()));
+        let person = Arc::new(Person {
+            seed,
+            journal: Arc::clone(&journal),
+            till: Arc::clone(&till),
+            admin: admin.subscribe(),
+        });
+        Self {
+            setup: Arc::new(setup),
+            at_work: tokio::spawn(Arc::clone(&tiki).work()),
+            person: tokio::spawn(person.work()),
+            tiki,
+            journal,
+            till,
+            disk,
+            gate,
+            admin,
+        }
+    }
+
+    /// One life of the gate on what the one before left; `trouble` comes once it is ready. Returns
+    /// how it ended.
+    pub(crate) async fn live(&self, death: Death, trouble: impl FnOnce() + Send + 'static) -> Died {
+        let (setup, gate, admin) = (self.setup.clone(), self.gate.clone(), self.admin.clone());
+        let life = move || {
+            let died = live(&setup, &death, &gate, &admin, trouble);
+            gate.send_replace(None);
+            admin.send_replace(None);
+            died
+        };
+        tokio::task::spawn_blocking(life).await.unwrap()
+    }
+
+    /// A gate that nobody kills; Tiki and the person find it.
+    pub(crate) async fn start(&self) -> GateProcess {
+        let setup = Arc::clone(&self.setup);
+        let start = move || GateProcess::launch(setup.command("serve"), setup);
+        let gate = tokio::task::spawn_blocking(start).await.unwrap();
+        let gate = gate.unwrap_or_else(|fault| panic!("{fault}"));
+        self.gate
+            .send_replace(Some(ListenAddress::Tcp(gate.address())));
+        self.admin
+            .send_replace(Some(ListenAddress::Tcp(gate.admin_address())));
+        gate
+    }
+
+    /// After this long without a kill, lets all that was begun come to its end, asks for every refund
+    /// once more, and checks everything. Returns the faults, a sentence each.
+    pub(crate) async fn reckon(mut self, after: Duration) -> Vec<String> {
+        let gate = self.start().await;
+        tokio::time::sleep(after).await;
+        self.till.behave();
+        self.tiki.close();
+        let mut faults = Vec::new();
+        if tokio::time::timeout(END_WITHIN, &mut self.at_work)
+            .await
+            .is_err()
+        {
+            faults.push("some refunds never came to an end".to_owned());
+        }
+        if self.person.is_finished() {
+            faults.push("the person has ended".to_owned());
+        }
+        self.person.abort();
+        let histories = self.journal.histories();
+        for key in histories.keys() {
+            self.tiki.ask(key, &tiki::signed(key)).await;
+        }
+        let admin = ListenAddress::Tcp(gate.admin_address());
+        let records = person::all_records(&admin).await;
+        faults.extend(record_faults(&self.journal, &records));
+        faults.extend(self.journal.faults());
+        self.gate.send_replace(None);
+        self.admin.send_replace(None);
+        let ended = tokio::task::spawn_blocking(move || {
+            let mut gate = gate;
+            gate.terminate()
+        });
+        let ended = ended.await.unwrap();
+        if !ended.success() {
+            faults.push(format!("the last gate ended with {ended}"));
+        }
+        faults
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.at_work.abort();
+        self.person.abort();
+    }
+}
+
+/// How a life ended, and where.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Died {
+    /// While it started.
+    Starting,
+    /// Somewhere.
+    Anywhere,
+    /// At this step.
+    At(&'static str),
+}
+
+/// A life of the gate, in this thread.
+fn live(
+    setup: &Arc<Setup>,
+    death: &Death,
+    gate: &watch::Sender<Option<ListenAddress>>,
+    admin: &watch::Sender<Option<ListenAddress>>,
+    trouble: impl FnOnce(),
+) -> Died {
+    let mut command = setup.command("serve");
+    let step = match death {
+        Death::Starting(after) => {
+            command.stdout(std::process::Stdio::null());
+            let mut child = command.spawn().unwrap();
+            std::thread::sleep(*after);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return Died::Starting;
+        }
+        Death::After(_) => None,
+        Death::At(step, nth) => {
+            command.env("TIKIGATE_FAILPOINT", format!("{step}=kill@{nth}"));
+            Some(*step)
+        }
+    };
+    let mut running = match GateProcess::launch(command, Arc::clone(setup)) {
+        Ok(running) => running,
+        Err(not_ready) => match (step, not_ready.status) {
+            (Some(step), Some(status)) if was_killed(status) => return Died::At(step),
+            _ => panic!("{not_ready}"),
+        },
+    };
+    gate.send_replace(Some(ListenAddress::Tcp(running.address())));
+    admin.send_replace(Some(ListenAddress::Tcp(running.admin_address())));
+    trouble();
+    let within = match death {
+        Death::After(after) => *after,
+        _ => STEP_WITHIN,
+    };
+    match (running.ends_within(within), step) {
+        (Some(status), Some(step)) if was_killed(status) => Died::At(step),
+        (Some(status), _) => panic!(
+            "the gate ended by itself: {status}\n{}\n{}",
+            running.lines().join("\n"),
+            running.error_lines().join("\n")
+        ),
+        (None, _) => {
+            running.kill();
+            Died::Anywhere
+        }
+    }
+}
+
+fn was_killed(status: ExitStatus) -> bool {
+    status.signal() == Some(Signal::KILL.as_raw())
+}
+
+impl Death {
+    /// A death at any moment of a life, short or long.
+    pub(crate) fn by_chance(random: &mut Random) -> Self {
+        match random.below(10) {
+            0..2 => Self::Starting(random.millis(0, 40)),
+            2..7 => Self::After(random.millis(0, 100)),
+            _ => Self::After(random.millis(100, 350)),
+        }
+    }
+}
+
+/// What must be true of the ledger's records at the end.
+fn record_faults(journal: &Journal, records: &[Value]) -> Vec<String> {
+    let mut faults = Vec::new();
+    let histories = journal.histories();
+    for (key, history) in &histories {
+        let mut of_key = records.iter().filter(|record| record["key"] == **key);
+        let (record, second) = (of_key.next(), of_key.next());
+        if second.is_some() {
+            faults.push(format!("{key} has two records"));
+        }
+        let sent = history
+            .iter()
+            .any(|event| matches!(event, Event::Forward { .. }));
+        let ended = history
+            .iter()
+            .any(|event| matches!(event, Event::Answer { answer, .. } if answer.is_final()));
+        match record.map(|record| record["state"].as_str().unwrap()) {
+            None if sent => faults.push(format!("{key} was sent and has no record")),
+            None if ended => faults.push(format!("{key} was answered for good and has no record")),
+            Some("claimed") => faults.push(format!("{key} is claimed, and nobody runs it")),
+            Some(state) if ended && state != "done" => {
+                faults.push(format!("{key} was answered for good and is {state}"));
+            }
+            _ => {}
+        }
+    }
+    for record in records {
+        if !histories.contains_key(record["key"].as_str().unwrap()) {
+            faults.push(format!("nobody asked for {record}"));
+        }
+        // Nothing was rolled back, so nothing may be held for a gap.
+        if record["held_for"] == "ledger_gap" || record["alarmed"] == true {
+            faults.push(format!("there was no cause for {record}"));
+        }
+    }
+    faults
+}
+
+/// A loopback address that no other world has, in this process or another: when a gate's port is taken
+/// by the next gate, Tiki and the person must not take the one for the other.
+pub(crate) fn address_of_its_own() -> IpAddr {
+    static WORLDS: AtomicU32 = AtomicU32::new(0);
+    let world = WORLDS.fetch_add(1, Ordering::SeqCst) % 200;
+    let process = std::process::id() % 60_000;
+    let [_, _, high, low] = process.to_be_bytes();
+    IpAddr::V4(Ipv4Addr::new(
+        127,
+        high,
+        low,
+        u8::try_from(world + 2).unwrap(),
+    ))
+}
+
+/// A gate with one route, for refunds, in front of this backend.
+pub(crate) fn configuration(address: IpAddr, backend: SocketAddr, ledger: &str) -> String {
+    format!(
+        r#"
+[server]
+listen = "{address}:0"
+workers = 1
+drain_delay = "0s"
+drain_within = "20s"
+per_address = {{ per_second = 100000, burst = 100000 }}
+[admin]
+listen = "{address}:0"
+tokens = [{{ name = "person", file = "token" }}]
+[upstreams.legacy]
+url = "http://{backend}"
+connect_timeout = "500ms"
+answer_within = "1s"
+settle_within = "3s"
+[[clients]]
+id = "{CLIENT}"
+name = "wallet"
+environment = "production"
+secrets = [{{ name = "now", file = "secret" }}]
+rate = {{ per_second = 100000, burst = 100000 }}
+[[routes]]
+name = "refund"
+path = "{}"
+method = "POST"
+payload = "refund"
+[ledger]
+{ledger}
+"#,
+        tiki::PATH
+    )
+}
