@@ -17,26 +17,30 @@ use super::record::{Record, understand};
 use crate::cli::admin_client::{AdminClient, ClientError};
 use crate::cli::failure::Failure;
 use crate::cli::progress::Progress;
-use crate::cli::terminal::escape_json;
+use crate::cli::terminal::{escape, escape_json};
+use crate::tiki::{PayloadKind, kept_fields};
 use output::Output;
 
 /// Records that are asked for at once.
 const PAGE: usize = 500;
 
-/// Fields with a column of their own in CSV: what Tiki's messages are about. Others stand together in
-/// the last column.
-const FIELD_COLUMNS: [&str; 10] = [
-    "request_id",
-    "tiki_transaction_id",
-    "reference_transaction_id",
-    "transaction_id",
-    "transaction_amount",
-    "status",
-    "message_id",
-    "order.id",
-    "order.status",
-    "order.grand_total",
-];
+/// Fields with a column of their own in CSV: those of Tiki's messages. Others, of routes with a
+/// payload of their own, stand together in the last column.
+fn field_columns() -> Vec<&'static str> {
+    let mut columns = Vec::new();
+    for kind in [
+        PayloadKind::Refund,
+        PayloadKind::TransactionIpn,
+        PayloadKind::OrderIpn,
+    ] {
+        for name in kept_fields(kind) {
+            if !columns.contains(name) {
+                columns.push(*name);
+            }
+        }
+    }
+    columns
+}
 
 /// `ledger export`
 #[derive(Clone, Debug, clap::Args)]
@@ -121,16 +125,17 @@ fn write_records(
     let mut stderr = std::io::stderr();
     let mut progress = Progress::on_stderr(&mut stderr, out_is_seen);
     let mut pages = Pages::new(client, wanted);
+    let columns = field_columns();
     let mut written = 0;
     let mut reached = None;
     if format == ExportFormat::Csv {
-        csv::write_row(out, &csv::head())?;
+        csv::write_row(out, &csv::head(&columns))?;
     }
     while let Some(page) = pages.next(PAGE)? {
         for record in page {
             let line = Line::new(client, understand(record)?, zone.shown())?;
             match format {
-                ExportFormat::Csv => csv::write_row(out, &line.cells())?,
+                ExportFormat::Csv => csv::write_row(out, &line.cells(&columns))?,
                 ExportFormat::Jsonl => {
                     let json = serde_json::to_string(&line).map_err(std::io::Error::from)?;
                     writeln!(out, "{}", escape_json(&json))?;
@@ -141,10 +146,7 @@ fn write_records(
         }
         progress.tell(|| match (&reached, pages.after()) {
             (Some(time), _) => format!("{written} records so far, up to {time}"),
-            (None, Some(after)) => format!(
-                "looked through the ledger up to {}",
-                crate::cli::terminal::escape(after)
-            ),
+            (None, Some(after)) => format!("looked through the ledger up to {}", escape(after)),
             (None, None) => "no records so far".to_owned(),
         });
     }
@@ -212,7 +214,7 @@ fn resolved_by(client: &AdminClient, record: &Record) -> Result<Option<String>, 
 }
 
 impl Line {
-    fn cells(&self) -> Vec<String> {
+    fn cells(&self, columns: &[&str]) -> Vec<String> {
         let Self {
             id,
             time,
@@ -243,11 +245,12 @@ impl Line {
             attempt.to_string(),
             if *alarmed { "yes" } else { "" }.to_owned(),
         ];
-        cells.extend(FIELD_COLUMNS.map(|name| fields.get(name).cloned().unwrap_or_default()));
+        let own = columns.iter().map(|name| fields.get(*name));
+        cells.extend(own.map(|text| text.cloned().unwrap_or_default()));
         cells.push(answer_status.map_or_else(String::new, |status| status.to_string()));
         cells.push(or_empty(resolved_by));
         let others: serde_json::Map<_, _> = (fields.iter())
-            .filter(|(name, _)| !FIELD_COLUMNS.contains(&name.as_str()))
+            .filter(|(name, _)| !columns.contains(&name.as_str()))
             .map(|(name, text)| (name.clone(), Value::from(text.as_str())))
             .collect();
         cells.push(if others.is_empty() {

@@ -278,13 +278,14 @@ fn an_export_is_a_table_that_a_spreadsheet_can_trust() {
     assert_eq!(
         rows[0],
         "id,time,changed,route,namespace,client,key,state,held_for,attempt,alarmed,request_id,\
-         tiki_transaction_id,reference_transaction_id,transaction_id,transaction_amount,status,message_id,\
-         order.id,order.status,order.grand_total,answer_status,resolved_by,other_fields"
+         tiki_transaction_id,transaction_id,transaction_amount,reference_transaction_id,status,message_id,\
+         message_created_at,order.id,order.status,order.grand_total,order.tiki_order_id,\
+         order.tiki_order_code,order.reference_id,answer_status,resolved_by,other_fields"
     );
     assert_eq!(
         rows[1],
         "rec-1,2026-11-23T00:00:00.000+00:00,2026-11-23T01:00:00.000+00:00,refund,refund,wallet-key,\
-         r-1,done,,1,,,,,t-1,150000,,,,,,200,,"
+         r-1,done,,1,,,,t-1,150000,,,,,,,,,,,200,,"
     );
     assert!(
         rows[2].contains(",\"'=HYPERLINK(\"\"http://evil\"\")\",done,"),

@@ -2,11 +2,10 @@
 
 use std::io::{self, Write};
 
-use super::FIELD_COLUMNS;
 use crate::cli::terminal::escape;
 
-/// The first row.
-pub(super) fn head() -> Vec<String> {
+/// The first row, with a column for each of these fields.
+pub(super) fn head(fields: &[&str]) -> Vec<String> {
     let before = [
         "id",
         "time",
@@ -21,8 +20,8 @@ pub(super) fn head() -> Vec<String> {
         "alarmed",
     ];
     let after = ["answer_status", "resolved_by", "other_fields"];
-    let names = before.into_iter().chain(FIELD_COLUMNS).chain(after);
-    names.map(str::to_owned).collect()
+    let names = before.iter().chain(fields).chain(&after);
+    names.map(|name| (*name).to_owned()).collect()
 }
 
 /// One row, ended with CR LF.
