@@ -51,7 +51,10 @@ fn open_postgres(
     Ok(Arc::new(ledger))
 }
 
-fn open_sqlite(store: &SqliteStore, clock: &Clock) -> Result<Arc<dyn Ledger>, StartError> {
+pub(super) fn open_sqlite(
+    store: &SqliteStore,
+    clock: &Clock,
+) -> Result<Arc<dyn Ledger>, StartError> {
     let SqliteStore {
         path,
         watermark,

@@ -11,7 +11,9 @@
 mod control;
 mod drain;
 mod ledger;
+pub mod offline;
 mod readiness;
+pub mod upkeep;
 
 use std::io;
 use std::sync::Arc;

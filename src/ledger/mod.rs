@@ -32,7 +32,7 @@ pub use errors::{DefineError, LedgerError, PermitError, ResolveError};
 pub use memory::{MemoryLedger, MemoryLimits};
 pub use postgres::PostgresLedger;
 pub use reply::Reply;
-pub use sqlite::SqliteLedger;
+pub use sqlite::{SqliteLedger, SqliteReading, check_records};
 pub use types::{
     Admission, Cause, Claim, ClaimOutcome, Definition, Event, Fence, Fields, Filter, Fingerprint,
     Hold, KeptAnswer, KeptRequest, Key, LIST_LIMIT, Marks, NAME_LIMIT, Owner, Page, Policy,

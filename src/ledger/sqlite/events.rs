@@ -50,6 +50,16 @@ impl EventText {
         self.0 = lines.join("\n");
     }
 
+    /// Whether every line is an event.
+    pub(super) fn is_whole(&self) -> bool {
+        self.told().iter().all(|event| event.cause != UNREADABLE)
+    }
+
+    /// Whether some events are not kept any more.
+    pub(super) fn has_gap(&self) -> bool {
+        self.0.lines().any(|line| dropped_by(line).is_some())
+    }
+
     /// The events, oldest first; what can't be read is told as such.
     pub(super) fn told(&self) -> Vec<Event> {
         self.0.lines().map(read).collect()
@@ -81,6 +91,9 @@ fn write(to: &mut String, event: &Event) {
     }
     to.push(']');
 }
+
+/// Stands for the cause of what can't be read.
+const UNREADABLE: &str = "(this event can't be read)";
 
 const DROPPED: &str = " events not kept";
 
@@ -115,7 +128,7 @@ fn read(line: &str) -> Event {
         state: state.unwrap_or(State::Unknown),
         cause: match text(3).filter(|_| readable) {
             Some(cause) => Cow::Owned(cause),
-            None => Cow::Borrowed("(this event can't be read)"),
+            None => Cow::Borrowed(UNREADABLE),
         },
         by: text(4).map(|name| (name, text(5).unwrap_or_default())),
     }
@@ -187,6 +200,6 @@ mod tests {
             .into_iter()
             .map(|event| event.cause.into_owned())
             .collect();
-        assert_eq!(causes, ["success", "(this event can't be read)"]);
+        assert_eq!(causes, ["success", UNREADABLE]);
     }
 }

@@ -8,10 +8,15 @@
 mod events;
 mod live;
 mod looks;
+mod reading;
 mod rows;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod verify;
+
+pub use reading::SqliteReading;
+pub use verify::check_records;
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;

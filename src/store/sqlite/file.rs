@@ -1,8 +1,8 @@
 //! The file around the database: where it may lie, and whose it is.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
 /// A file beside the database that is locked for as long as a process uses it, and names it.
@@ -32,16 +32,7 @@ impl ProcessLock {
             .mode(0o600)
             .open(lock_path(path))
             .map_err(LockError::Io)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut text = String::new();
-                // Whose it is only helps the message.
-                let _ = file.read_to_string(&mut text);
-                return Err(LockError::Taken(text.trim().parse().ok()));
-            }
-            Err(TryLockError::Error(error)) => return Err(LockError::Io(error)),
-        }
+        lock(&mut file)?;
         let mut name = || {
             file.set_len(0)?;
             file.seek(SeekFrom::Start(0))?;
@@ -51,12 +42,36 @@ impl ProcessLock {
         let _ = name();
         Ok(Self { _file: file })
     }
+
+    /// Looks whether somebody has the lock, and makes nothing.
+    pub(super) fn probe(path: &Path) -> Result<(), LockError> {
+        let mut file = File::open(lock_path(path)).map_err(LockError::Io)?;
+        lock(&mut file)
+    }
+}
+
+fn lock(file: &mut File) -> Result<(), LockError> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            // Whose it is only helps the message.
+            let _ = file.read_to_string(&mut text);
+            Err(LockError::Taken(text.trim().parse().ok()))
+        }
+        Err(TryLockError::Error(error)) => Err(LockError::Io(error)),
+    }
 }
 
 /// The lock file of the database at `path`.
 pub(super) fn lock_path(path: &Path) -> PathBuf {
+    with_added(path, ".lock")
+}
+
+/// A file beside the database at `path`, by what is added to its name.
+pub(super) fn with_added(path: &Path, added: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
+    name.push(added);
     PathBuf::from(name)
 }
 
@@ -84,6 +99,19 @@ pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+/// Gives a file that this process made to whoever `like` belongs to: what root puts beside a gate's
+/// files the gate has to be able to use. Anybody else can't give files away, and need not.
+pub(super) fn give_to_owner_of(like: &Path, file: &Path) -> io::Result<()> {
+    let (wanted, is) = (fs::metadata(like)?, fs::metadata(file)?);
+    if (wanted.uid(), wanted.gid()) == (is.uid(), is.gid()) {
+        return Ok(());
+    }
+    match chown(file, Some(wanted.uid()), Some(wanted.gid())) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        given => given,
+    }
+}
+
 /// The directory that a file lies in.
 pub(super) fn directory_of(path: &Path) -> PathBuf {
     match path.parent() {
@@ -105,7 +133,13 @@ mod tests {
             panic!("taken twice");
         };
         assert_eq!(pid, Some(std::process::id()));
+        let probed = ProcessLock::probe(&path);
+        assert!(
+            matches!(probed, Err(LockError::Taken(Some(_)))),
+            "{probed:?}"
+        );
         drop(first);
+        ProcessLock::probe(&path).unwrap();
         ProcessLock::take(&path).unwrap();
     }
 

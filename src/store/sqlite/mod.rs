@@ -18,14 +18,18 @@
 //!   is raised and the quarantine entered. The same when either of the two is gone or another one's.
 //! - Another process has the file: refused, with its process id.
 
+mod backup;
 mod checkpoint;
 mod file;
 mod meta;
 mod open;
 mod reader;
+mod restore;
 pub mod schema;
+mod snapshot;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod watermark;
 mod writer;
 
@@ -36,8 +40,12 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+pub use backup::{Draft, Told};
 pub use meta::{Meta, Quarantine};
 pub use open::{OpenError, Options};
+pub use restore::{Restored, Restoring};
+pub use snapshot::Snapshot;
+pub use verify::{Checked, check_file, check_watermark};
 pub use writer::{Batch, Job};
 
 use checkpoint::Checkpointer;

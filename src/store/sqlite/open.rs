@@ -114,6 +114,12 @@ pub enum OpenError {
         /// What it does not take.
         what: &'static str,
     },
+    /// There is no such file.
+    #[error("{0}: there is no such file")]
+    NoFile(PathBuf),
+    /// There is one where a new one is to be made.
+    #[error("{0}: is there already, and is not overwritten: name another file")]
+    Exists(PathBuf),
     /// It went away while it was used.
     #[error(
         "{0}: the ledger's file is gone while the gate runs: stop the gate, and put the file or a backup of it back"
@@ -170,16 +176,7 @@ pub(super) fn open(options: &Options) -> Result<(Opening, Opened), OpenError> {
     for directory in [directory_of(path), directory_of(&options.watermark)] {
         check_filesystem(&directory, options.safe_filesystem, &mut opened)?;
     }
-    let lock = ProcessLock::take(path).map_err(|error| match error {
-        LockError::Taken(pid) => OpenError::Locked {
-            path: path.clone(),
-            pid,
-        },
-        LockError::Io(error) => OpenError::Io {
-            path: lock_path(path),
-            error,
-        },
-    })?;
+    let lock = take_lock(path)?;
     let exists = path.exists();
     if !exists && options.require_existing {
         return Err(OpenError::Missing(path.clone()));
@@ -201,6 +198,20 @@ pub(super) fn open(options: &Options) -> Result<(Opening, Opened), OpenError> {
         lock,
     };
     Ok((opening, opened))
+}
+
+/// Takes the lock of the database at `path` for this process.
+pub(super) fn take_lock(path: &Path) -> Result<ProcessLock, OpenError> {
+    ProcessLock::take(path).map_err(|error| match error {
+        LockError::Taken(pid) => OpenError::Locked {
+            path: path.to_path_buf(),
+            pid,
+        },
+        LockError::Io(error) => OpenError::Io {
+            path: lock_path(path),
+            error,
+        },
+    })
 }
 
 /// Connects, checks whose file it is, brings its schema up to date, and its log into it.
@@ -304,7 +315,7 @@ fn check_filesystem(
 }
 
 /// A file with content that doesn't begin like SQLite's is not touched at all.
-fn check_header(path: &Path) -> Result<(), OpenError> {
+pub(super) fn check_header(path: &Path) -> Result<(), OpenError> {
     const MAGIC: &[u8; 16] = b"SQLite format 3\0";
     let io = |error| OpenError::Io {
         path: path.to_path_buf(),
@@ -346,7 +357,7 @@ fn make_private(path: &Path) -> Result<(), OpenError> {
 }
 
 /// The file's schema version; 0 for a new one.
-fn identify(connection: &Connection, path: &Path) -> Result<i32, OpenError> {
+pub(super) fn identify(connection: &Connection, path: &Path) -> Result<i32, OpenError> {
     let number = |name: &str| -> Result<i32, OpenError> {
         connection
             .pragma_query_value(None, name, |row| row.get(0))

@@ -57,28 +57,24 @@ impl Watermark {
             .truncate(false)
             .mode(0o600)
             .open(path)?;
-        let mut slots = [[0; SLOT]; 2];
-        let mut length = 0;
-        for (number, slot) in slots.iter_mut().enumerate() {
-            length += read_slot(&file, number as u64, slot)?;
-        }
-        let marks = slots.each_ref().map(parse);
-        let place =
-            |mark: &Option<Mark>| mark.as_ref().map(|mark| (mark.generation, mark.sequence));
-        let newest = usize::from(place(&marks[1]) > place(&marks[0]));
-        let found = match &marks[newest] {
-            Some(mark) => Found::Mark(mark.clone()),
-            None if length == 0 => Found::Nothing,
-            None => Found::Unreadable,
-        };
+        let (found, newest) = read(&file)?;
         if !existed {
             // Its full size from the start: later writes change no metadata, and fdatasync is enough.
             file.set_len(2 * SLOT as u64)?;
             file.sync_all()?;
             sync_directory(&directory_of(path))?;
         }
-        let next = (newest as u64 + 1) % 2;
+        let next = (newest + 1) % 2;
         Ok((Self { file, next }, found))
+    }
+
+    /// Reads the file without changing it.
+    pub(super) fn look(path: &Path) -> io::Result<Found> {
+        match File::open(path) {
+            Ok(file) => Ok(read(&file)?.0),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Nothing),
+            Err(error) => Err(error),
+        }
     }
 
     /// Writes a mark; when this returns it is on disk.
@@ -98,6 +94,24 @@ impl Watermark {
         self.next = (self.next + 1) % 2;
         Ok(())
     }
+}
+
+/// What the file says, and in which slot.
+fn read(file: &File) -> io::Result<(Found, u64)> {
+    let mut slots = [[0; SLOT]; 2];
+    let mut length = 0;
+    for (number, slot) in slots.iter_mut().enumerate() {
+        length += read_slot(file, number as u64, slot)?;
+    }
+    let marks = slots.each_ref().map(parse);
+    let place = |mark: &Option<Mark>| mark.as_ref().map(|mark| (mark.generation, mark.sequence));
+    let newest = usize::from(place(&marks[1]) > place(&marks[0]));
+    let found = match &marks[newest] {
+        Some(mark) => Found::Mark(mark.clone()),
+        None if length == 0 => Found::Nothing,
+        None => Found::Unreadable,
+    };
+    Ok((found, newest as u64))
 }
 
 /// Fills the slot as far as the file goes; the number of bytes that are not zero.

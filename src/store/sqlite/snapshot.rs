@@ -1,0 +1,121 @@
+//! A file as it is at one moment, for looks from outside of the gate: nothing of it is changed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::file::{LockError, ProcessLock, with_added};
+use super::meta::Meta;
+use super::open::{self, OpenError, understood};
+use super::schema;
+
+/// How long a look waits for a writer in a moment that allows none beside it.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// A ledger's file, seen as it was when this was opened. A gate may go on writing meanwhile; its log
+/// can't be emptied until this is dropped.
+#[derive(Debug)]
+pub struct Snapshot {
+    connection: Connection,
+    path: PathBuf,
+    version: i32,
+}
+
+impl Snapshot {
+    /// Opens a ledger's file.
+    ///
+    /// # Errors
+    /// There is none, it is none of ours or a newer one's, or SQLite can't read it.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        if !path.exists() {
+            return Err(OpenError::NoFile(path.to_path_buf()));
+        }
+        open::check_header(path)?;
+        let sql = |error| understood(path, error);
+        let left_over = fs::metadata(with_added(path, "-wal")).is_ok_and(|log| log.len() > 0);
+        let connection = connect(path).map_err(sql)?;
+        connection.busy_timeout(BUSY).map_err(sql)?;
+        // A log that a gate left behind stays as evidence, and for the gate's own start.
+        let keep = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+        connection.set_db_config(keep, left_over).map_err(sql)?;
+        let pragmas = "PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; \
+                       PRAGMA cache_size = -4096; PRAGMA temp_store = MEMORY; \
+                       PRAGMA trusted_schema = OFF; PRAGMA query_only = ON; BEGIN";
+        connection.execute_batch(pragmas).map_err(sql)?;
+        let version = open::identify(&connection, path)?;
+        if version == 0 {
+            return Err(OpenError::Foreign {
+                path: path.to_path_buf(),
+                what: "this file holds no ledger",
+            });
+        }
+        Ok(Self {
+            connection,
+            path: path.to_path_buf(),
+            version,
+        })
+    }
+
+    /// The process that uses the ledger at `path`, if one does; a process without a number is one
+    /// that could not be read.
+    ///
+    /// # Errors
+    /// [`OpenError::Locked`], which names it.
+    pub fn must_be_unused(path: &Path) -> Result<(), OpenError> {
+        // Without a lock file no gate was ever here, and none is made.
+        match ProcessLock::probe(path) {
+            Err(LockError::Taken(pid)) => Err(OpenError::Locked {
+                path: path.to_path_buf(),
+                pid,
+            }),
+            Ok(()) | Err(LockError::Io(_)) => Ok(()),
+        }
+    }
+
+    /// The file, in one transaction that only reads.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its schema's version.
+    pub fn version(&self) -> i32 {
+        self.version
+    }
+
+    /// Whether the schema is this program's own.
+    pub fn is_current(&self) -> bool {
+        self.version == schema::VERSION
+    }
+
+    /// What holds for the whole file.
+    ///
+    /// # Errors
+    /// SQLite's; or the row is not there.
+    pub fn meta(&self) -> Result<Meta, OpenError> {
+        let meta = Meta::load(&self.connection).map_err(|error| understood(&self.path, error))?;
+        meta.ok_or_else(|| OpenError::Damaged {
+            path: self.path.clone(),
+            detail: "its own row in the table meta is gone".to_owned(),
+        })
+    }
+}
+
+/// Writing is allowed only because a file whose log was left behind can't be read otherwise.
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let writable = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    match Connection::open_with_flags(path, writable) {
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::CannotOpen) => {
+            let readable = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            Connection::open_with_flags(path, readable)
+        }
+        opened => opened,
+    }
+}

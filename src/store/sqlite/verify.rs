@@ -1,0 +1,154 @@
+//! What can be said of a file without knowing what its rows mean.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use super::backup::io_error;
+use super::meta::Meta;
+use super::open::{OpenError, is_damage, understood};
+use super::schema;
+use super::snapshot::Snapshot;
+use super::watermark::{Found, Watermark};
+
+/// Faults of one kind that are told; more are counted.
+const TOLD: usize = 20;
+
+type Check = fn(&Snapshot) -> rusqlite::Result<Checked>;
+
+/// One thing that was checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// What.
+    pub what: String,
+    /// What is wrong, one sentence each; at most some twenty.
+    pub faults: Vec<String>,
+    /// How many faults there are besides.
+    pub more: u64,
+}
+
+impl Checked {
+    /// Nothing is wrong so far.
+    pub fn new(what: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            faults: Vec::new(),
+            more: 0,
+        }
+    }
+
+    /// Adds a fault.
+    pub fn fault(&mut self, fault: impl Into<String>) {
+        if self.faults.len() < TOLD {
+            self.faults.push(fault.into());
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// Whether anything is wrong.
+    pub fn is_faulty(&self) -> bool {
+        !self.faults.is_empty()
+    }
+}
+
+/// SQLite's own check of the file, and whether its tables are a ledger's.
+///
+/// # Errors
+/// SQLite can't even look.
+pub fn check_file(snapshot: &Snapshot) -> Result<Vec<Checked>, OpenError> {
+    let checks: [(&str, Check); 2] = [("the file's structure", integrity), ("the tables", tables)];
+    let checked = checks.map(|(what, check)| match check(snapshot) {
+        Err(error) if is_damage(&error) => {
+            let mut checked = Checked::new(what);
+            checked.fault(error.to_string());
+            Ok(checked)
+        }
+        checked => checked.map_err(|error| understood(snapshot.path(), error)),
+    });
+    checked.into_iter().collect()
+}
+
+/// How the file stands to its watermark.
+///
+/// # Errors
+/// One of the two can't be read.
+pub fn check_watermark(snapshot: &Snapshot, watermark: &Path) -> Result<Checked, OpenError> {
+    let Meta {
+        ledger,
+        generation,
+        sequence,
+        ..
+    } = snapshot.meta()?;
+    let mut checked = Checked::new(format!("the watermark {}", watermark.display()));
+    let found = Watermark::look(watermark).map_err(|error| io_error(watermark, error))?;
+    match found {
+        Found::Nothing => checked.fault("it is not there, or empty"),
+        Found::Unreadable => checked.fault("it can't be read"),
+        Found::Mark(mark) if *mark.ledger != *ledger => checked.fault(format!(
+            "it is of the ledger {}, and the file is {ledger}",
+            mark.ledger
+        )),
+        Found::Mark(mark) if (mark.generation, mark.sequence) > (generation, sequence) => checked
+            .fault(format!(
+                "the file is behind it: the file is at batch {sequence} of generation {generation}, \
+                 and the watermark at {} of {}",
+                mark.sequence, mark.generation
+            )),
+        Found::Mark(_) => {}
+    }
+    Ok(checked)
+}
+
+fn integrity(snapshot: &Snapshot) -> rusqlite::Result<Checked> {
+    let mut checked = Checked::new("the file's structure (SQLite's integrity check)");
+    let check = format!("PRAGMA integrity_check({})", 2 * TOLD);
+    let mut check = snapshot.connection().prepare(&check)?;
+    let mut lines = check.query(())?;
+    while let Some(line) = lines.next()? {
+        let line: String = line.get(0)?;
+        for line in line.lines().filter(|line| *line != "ok") {
+            checked.fault(line);
+        }
+    }
+    Ok(checked)
+}
+
+/// Compares what the file is made of with a new one.
+fn tables(snapshot: &Snapshot) -> rusqlite::Result<Checked> {
+    let version = snapshot.version();
+    let mut checked = Checked::new(format!("the tables, of schema version {version}"));
+    if !snapshot.is_current() {
+        checked.fault(format!(
+            "version {version} is older than this program's {}: its gate brings it up to date at its \
+             next start",
+            schema::VERSION
+        ));
+        return Ok(checked);
+    }
+    let mut fresh = Connection::open_in_memory()?;
+    schema::migrate(&mut fresh, 0)?;
+    let wanted = parts(&fresh)?;
+    let found = parts(snapshot.connection())?;
+    for (name, sql) in &wanted {
+        match found.get(name) {
+            None => checked.fault(format!("{name} is missing")),
+            Some(other) if other != sql => checked.fault(format!("{name} is not what it must be")),
+            Some(_) => {}
+        }
+    }
+    for name in found.keys().filter(|name| !wanted.contains_key(*name)) {
+        checked.fault(format!("{name} does not belong to a ledger"));
+    }
+    Ok(checked)
+}
+
+/// Tables, indexes, views and triggers by their names, with how they were made.
+fn parts(connection: &Connection) -> rusqlite::Result<BTreeMap<String, Option<String>>> {
+    let mut select = connection.prepare(
+        "SELECT type || ' ' || name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'",
+    )?;
+    let parts = select.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?;
+    parts.collect()
+}
