@@ -4,22 +4,27 @@ mod dates;
 mod export;
 mod list;
 mod pages;
+mod place;
 mod quarantine;
 mod record;
 mod resolve;
 mod text;
+mod upkeep;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
 use self::dates::Zone;
 pub use self::export::{Export, ExportFormat};
 pub use self::list::{List, Show};
+use self::place::Place;
 pub use self::quarantine::{LiftQuarantine, Quarantine};
 pub use self::resolve::{Reopen, Resolve, Verdict};
 use self::text::Writer;
-use super::admin_client::{AdminClient, AdminOptions};
+pub use self::upkeep::{Backup, Restore, Verify};
+use super::admin_client::AdminOptions;
 use super::exit;
 use super::failure::{Failure, finish};
 use crate::clock::Clock;
@@ -41,6 +46,10 @@ pub struct Args {
     /// Time zone of dates, such as Asia/Ho_Chi_Minh or UTC. Left out: the configuration's
     #[arg(long, value_name = "ZONE", global = true)]
     pub time_zone: Option<String>,
+    /// The file of a ledger whose gate is stopped, or a backup, in place of a gate. To change it, the
+    /// configuration whose ledger it is is needed as well
+    #[arg(long, value_name = "DB", global = true, conflicts_with_all = ["admin", "token_file"])]
+    pub file: Option<PathBuf>,
 }
 
 /// What to do with the ledger.
@@ -68,6 +77,27 @@ pub enum Command {
     LiftQuarantine(LiftQuarantine),
     /// Write records as a table or as JSON lines, to compare with Tiki's own books
     Export(Export),
+    /// Copy the ledger's file, also while the gate runs
+    ///
+    /// The copy is checked before it appears. It is the ledger of the configuration, or --file.
+    Backup(Backup),
+    /// Put a backup in the place of the configuration's ledger; its gate must be stopped
+    ///
+    /// What happened after the backup was taken is not in it: so the ledger is in quarantine
+    /// afterwards, and refunds that it does not know are held. What was there is kept beside it.
+    Restore(Restore),
+    /// Check a ledger's file or a backup; exits with 1 if it has faults
+    Verify(Verify),
+}
+
+impl Command {
+    /// Whether it changes the ledger.
+    fn changes(&self) -> bool {
+        matches!(
+            self,
+            Command::Resolve(_) | Command::Reopen(_) | Command::LiftQuarantine(_)
+        )
+    }
 }
 
 /// How records are printed.
@@ -91,21 +121,59 @@ pub fn run(args: Args) -> ExitCode {
 /// # Errors
 /// The gate can't be asked or refuses, or the key names no record or several.
 pub fn execute(args: &Args, now: SystemTime, out: &mut dyn Write) -> Result<u8, Failure> {
-    let client = AdminClient::with_token(&args.admin)?;
+    let config = args.admin.gate.config.as_deref();
+    match &args.command {
+        Command::Backup(backup) => {
+            only_files(args)?;
+            return upkeep::backup(backup, args.file.as_deref(), config, now, out);
+        }
+        Command::Restore(restore) => {
+            only_files(args)?;
+            no_file(args, "the configuration names the ledger's place")?;
+            return upkeep::restore(restore, config, now, out);
+        }
+        Command::Verify(verify) => {
+            only_files(args)?;
+            no_file(args, "name the file itself")?;
+            return upkeep::verify(verify, config, out);
+        }
+        _ => {}
+    }
+    let place = Place::find(args)?;
+    let client = &place.client;
     let zone = Zone::choose(args.time_zone.as_deref(), client.time_zone())?;
     if let Command::Export(export) = &args.command {
-        export::export(&client, export, &zone, out)?;
+        export::export(client, export, &zone, out)?;
         return Ok(exit::OK);
     }
     let mut writer = Writer::new(out, zone.shown(), now);
     match &args.command {
-        Command::List(list) => list::print_list(&client, list, &zone, &mut writer)?,
-        Command::Show(show) => list::print_record(&client, show, &mut writer)?,
-        Command::Resolve(resolve) => resolve::resolve(&client, resolve, &mut writer)?,
-        Command::Reopen(reopen) => resolve::reopen(&client, reopen, &mut writer)?,
-        Command::Quarantine(shown) => quarantine::print(&client, shown, &mut writer)?,
-        Command::LiftQuarantine(lift) => quarantine::lift(&client, lift, &mut writer)?,
-        Command::Export(_) => {}
+        Command::List(list) => list::print_list(client, list, &zone, &mut writer)?,
+        Command::Show(show) => list::print_record(client, show, &mut writer)?,
+        Command::Resolve(resolve) => resolve::resolve(client, resolve, &mut writer)?,
+        Command::Reopen(reopen) => resolve::reopen(client, reopen, &mut writer)?,
+        Command::Quarantine(shown) => quarantine::print(client, shown, &mut writer)?,
+        Command::LiftQuarantine(lift) => quarantine::lift(client, lift, &mut writer)?,
+        Command::Export(_) | Command::Backup(_) | Command::Restore(_) | Command::Verify(_) => {}
     }
     Ok(exit::OK)
+}
+
+/// What works on files asks no gate.
+fn only_files(args: &Args) -> Result<(), Failure> {
+    if args.admin.gate.admin.is_some() || args.admin.token_file.is_some() {
+        let why =
+            "this works on the ledger's file and asks no gate: leave --admin and --token-file out";
+        return Err(Failure::Usage(why.to_owned()));
+    }
+    Ok(())
+}
+
+fn no_file(args: &Args, instead: &str) -> Result<(), Failure> {
+    if args.file.is_some() {
+        return Err(Failure::Usage(format!(
+            "--file means nothing here: {instead}"
+        )));
+    }
+    Ok(())
 }

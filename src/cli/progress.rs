@@ -38,6 +38,14 @@ impl<'a> Progress<'a> {
         self.tell_at(Instant::now(), text);
     }
 
+    /// Tells what is done from here on, for work that can't be told in parts.
+    pub(super) fn announce(&mut self, text: &str) {
+        if self.redraws {
+            self.drawn = true;
+            let _ = write!(self.err, "\r\x1b[K{text}").and_then(|()| self.err.flush());
+        }
+    }
+
     fn tell_at(&mut self, now: Instant, text: impl FnOnce() -> String) {
         let pause = if self.redraws {
             REDRAW_EVERY

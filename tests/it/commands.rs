@@ -11,6 +11,7 @@ mod probing;
 mod serve;
 mod sign;
 mod start;
+mod upkeep;
 mod usage;
 
 use std::fs::File;

@@ -13,7 +13,7 @@ use super::gate::{Gate, changed_at};
 
 #[derive(Parser)]
 enum Cli {
-    Ledger(ledger::Args),
+    Ledger(Box<ledger::Args>),
     Drain(drain::Args),
     Probe(probe::Args),
 }
@@ -388,6 +388,9 @@ fn help_says_what_each_command_does_and_shows_examples() {
             "Say that nothing that the ledger",
         ),
         (&["ledger", "export"], "Write records as a table"),
+        (&["ledger", "backup"], "Copy the ledger's file"),
+        (&["ledger", "restore"], "Put a backup in the place"),
+        (&["ledger", "verify"], "Check a ledger's file"),
         (&["drain"], "Ask a running gate to finish"),
         (
             &["probe"],

@@ -143,6 +143,9 @@ fn the_help_of_every_command_has_examples_that_parse() {
         "quarantine",
         "lift-quarantine",
         "export",
+        "backup",
+        "restore",
+        "verify",
     ]
     .map(|nested| vec!["ledger", nested]);
     for line in commands
