@@ -77,13 +77,6 @@ pub(super) fn open_sqlite(
     if opened.created {
         tracing::info!(tikigate.ledger = %path.display(), "a new ledger was made");
     }
-    if let Some(cause) = &opened.gap {
-        tracing::error!(
-            tikigate.ledger = %path.display(), cause,
-            "the ledger may have forgotten something: refunds that it doesn't know are held until a person \
-             lifts the quarantine (tikigate ledger lift-quarantine)"
-        );
-    }
     let opening = SqliteLedger::open(database, clock.clone());
     let (ledger, lapsed) =
         block_on(opening)?.map_err(|error| StartError::Ledger(error.to_string()))?;
@@ -91,6 +84,15 @@ pub(super) fn open_sqlite(
         tracing::warn!(
             tikigate.lapsed = lapsed,
             "calls were running when the gate ended last: those that must not be sent twice are held now"
+        );
+    }
+    // Found just now, or at a start before and not lifted since.
+    let quarantine = block_on(async { ledger.quarantine().await })?;
+    if let Ok(Some(cause)) = quarantine {
+        tracing::error!(
+            tikigate.ledger = %path.display(), cause,
+            "the ledger may have forgotten something: refunds that it doesn't know are held until a person \
+             lifts the quarantine (tikigate ledger lift-quarantine)"
         );
     }
     Ok(Arc::new(ledger))
