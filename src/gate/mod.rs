@@ -16,6 +16,10 @@
 //!    forward       clean headers, call the backend, classify its answer                     (attempt, outcome)
 //! ```
 //!
+//! Beside calls, on the control thread: `rounds` asks backends about calls whose outcome nobody knows
+//! (`probe`, as a duplicate of such a call does too), and `send_now` sends a kept call by a person's
+//! word, on the same way from its claim to its record.
+//!
 //! Each step consumes one type and yields the next, and only the step itself can make it: a step
 //! that is left out or swapped does not compile. Every step ends a call with a [`Refusal`], whose
 //! table is the one place that knows statuses.

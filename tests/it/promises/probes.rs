@@ -8,7 +8,7 @@ use tikigate::ledger::{Ledger, State};
 use super::lab::{Got, Lab};
 use super::{HOUR, MINUTE, PATIENT, SECOND};
 use crate::support::backend::{Answer, Backend, Behaviour, Hold, Seen, Then};
-use crate::support::gate::refund;
+use crate::support::gate::{SECRET, refund};
 
 pub(super) const REFUND: &str = "/tiki/refund";
 
@@ -129,9 +129,17 @@ async fn a_refund_that_the_backend_did_is_answered_with_success() {
 #[tokio::test]
 async fn a_look_has_the_gates_own_head_and_nothing_of_the_callers() {
     let says = Says::state("done");
-    let (lab, backend) = unknown(&says).await;
+    let backend = losing_answers(&says).await;
+    let (from, to) = probing("/refunds/{key}");
+    let own = (
+        "[signature]",
+        "set_headers = { \"X-Gate-Key\" = { file = \"secret\" } }\n[signature]",
+    );
+    let lab = Lab::start(&backend.url(), &[(from, to.as_str()), own]);
+    assert_eq!(again(&lab).await.status, 502);
     assert_eq!(again(&lab).await.status, 200);
     let look = &looks(&backend)[0];
+    assert_eq!(look.header("x-gate-key"), Some(SECRET));
     assert_eq!(look.target(), "/refunds/r-1");
     assert_eq!(look.header("host"), Some(&backend.url()["http://".len()..]));
     assert_eq!(look.header("x-request-id").map(str::len), Some(32));
@@ -142,7 +150,7 @@ async fn a_look_has_the_gates_own_head_and_nothing_of_the_callers() {
         .map(|(name, _)| name.to_lowercase())
         .collect();
     names.sort();
-    assert_eq!(names, ["host", "x-request-id"]);
+    assert_eq!(names, ["host", "x-gate-key", "x-request-id"]);
     assert!(look.body.is_empty());
 }
 
@@ -341,6 +349,19 @@ async fn a_silent_backend_delays_nobody_beyond_the_deadline() {
 }
 
 #[tokio::test]
+async fn a_look_ends_with_the_gate() {
+    let says = Says::state("done");
+    says.now(Behaviour::Silence);
+    let (lab, backend) = unknown(&says).await;
+    let waiting = lab.begin(&lab.signed(REFUND, &refund("r-1", "1000")));
+    backend.wait_for_requests(2).await;
+    let started = Instant::now();
+    lab.common.abandon_running_calls();
+    assert_held(&waiting.await.unwrap());
+    assert!(started.elapsed() < SECOND, "{:?}", started.elapsed());
+}
+
+#[tokio::test]
 async fn a_thousand_duplicates_are_one_look() {
     let says = Says::state("busy");
     let hold = Hold::new();
@@ -439,4 +460,28 @@ async fn what_was_held_and_never_sent_is_not_asked_about() {
     }
     assert_eq!((sent(&backend), looks(&backend).len()), (1, 0));
     assert_eq!(again(&lab).await.status, 200);
+}
+
+#[tokio::test]
+async fn in_a_quarantine_the_backend_knows_what_the_ledger_forgot() {
+    let says = Says::state("done");
+    let backend = losing_answers(&says).await;
+    let lab = lab(&backend, "/refunds/{key}");
+    let forgot = "the database was put back".to_owned();
+    lab.ledger.enter_quarantine(forgot).await.unwrap();
+    // Done before: found out within the first call.
+    let known = again(&lab).await;
+    assert_eq!((known.status, known.replayed), (200, true));
+    assert_eq!(sent(&backend), 0);
+
+    // New: held, until the backend has said twice that it doesn't know of it.
+    says.now_state("none");
+    let new = refund("r-2", "1000");
+    for _ in 0..2 {
+        assert_held(&lab.post(REFUND, &new).await);
+        assert_eq!(sent(&backend), 0);
+        lab.advance(2 * MINUTE);
+    }
+    assert!(lab.post(REFUND, &new).await.is(502, "upstream_failed"));
+    assert_eq!(sent(&backend), 1);
 }

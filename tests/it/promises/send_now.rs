@@ -251,3 +251,24 @@ async fn what_can_not_be_sent_says_why() {
     assert_eq!(send_now(&lab, &record).await, Err(NotSentNow::Draining));
     assert_eq!(backend.requests().len(), 1);
 }
+
+#[tokio::test]
+async fn what_was_held_as_a_possible_duplicate_goes_out_with_its_mark() {
+    let backend = Backend::start(|_| Answer::success().into()).await;
+    let holding = (
+        "payload = \"refund\"\n",
+        "payload = \"refund\"\nidempotency = { possible_duplicate = \"hold\" }\n",
+    );
+    let lab = Lab::start(&backend.url(), &[PATIENT, &[holding]].concat());
+    assert_eq!(lab.post(REFUND, &refund("r-0", "1000")).await.status, 200);
+    let held = lab.post(REFUND, &refund("r-1", "1000")).await;
+    assert!(held.is(500, "outcome_unknown"), "{held:?}");
+    let record = declare_not_applied(&lab).await;
+    assert_eq!(send_now(&lab, &record).await, sent(200, State::Done));
+    let requests = backend.requests();
+    let last = requests.last().unwrap();
+    assert_eq!(last.text(), refund("r-1", "1000"));
+    assert_eq!(last.header("x-tikigate-possible-duplicate"), Some("true"));
+    assert_eq!(last.header("x-tikigate-attempt"), Some("1"));
+    assert_eq!(requests.len(), 2);
+}
