@@ -1,10 +1,12 @@
 //! A message that another process runs: waited for, and answered by what the ledger then says.
 
+use std::time::Instant;
+
 use tikigate::ledger::State;
 
 use super::faulty_ledger::Fault;
 use super::lab::Lab;
-use super::{MILLISECOND, PATIENT, QUICK};
+use super::{MILLISECOND, PATIENT, QUICK, SECOND};
 use crate::support::backend::{Answer, Backend, Hold};
 use crate::support::gate::refund;
 
@@ -87,7 +89,9 @@ async fn the_wait_ends_with_the_gate() {
     lab.ledger.next_claim(Fault::Elsewhere(Hold::new()));
     let waiting = lab.begin(&lab.signed(REFUND, &refund("r-1", "1000")));
     lab.ledger.wait_for_claims(1).await;
+    let started = Instant::now();
     lab.common.abandon_running_calls();
     assert!(waiting.await.unwrap().is(503, "in_progress"));
+    assert!(started.elapsed() < SECOND, "{:?}", started.elapsed());
     assert_eq!(backend.requests().len(), 0);
 }
