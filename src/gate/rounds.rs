@@ -17,7 +17,7 @@ use super::probe::{Looked, Sight, Until, look};
 use super::route::RoutePlan;
 
 /// Between two rounds.
-const EVERY: Duration = Duration::from_secs(5);
+const EVERY: Duration = Duration::from_secs(2);
 
 /// Between the first two looks at a record, and whenever one said "not applied" for the first time;
 /// no shorter than what the ledger wants between two of those.

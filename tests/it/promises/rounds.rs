@@ -11,7 +11,7 @@ use tikigate::ledger::{
 use super::lab::Lab;
 use super::probes::{REFUND, Says, causes, lab, looks, losing_answers, probing, sent};
 use super::{DAY, HOUR, MINUTE, PATIENT, SECOND, changed};
-use crate::support::backend::{Answer, Behaviour};
+use crate::support::backend::{Answer, Backend, Behaviour, Hold};
 use crate::support::gate::{TestGate, refund};
 use crate::support::in_time;
 
@@ -210,4 +210,36 @@ async fn a_running_gate_finds_out_by_itself() {
     assert_eq!(answer.status, 200);
     assert_eq!(answer.header("idempotency-replayed"), Some("true"));
     assert_eq!((sent(&backend), looks(&backend).len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_gate_that_drains_looks_no_more() {
+    let hold = Hold::new();
+    let held = hold.clone();
+    let backend = Backend::start(move |seen| match (seen.method(), seen.text()) {
+        ("GET", _) => Answer::json(200, r#"{"state":"done"}"#).into(),
+        (_, body) if body.contains("r-2") => Behaviour::from(Answer::success()).held(&held),
+        _ => Behaviour::Close,
+    })
+    .await;
+    let (from, to) = probing("/refunds/{key}");
+    let changes: Vec<(&str, &str)> = PATIENT
+        .iter()
+        .copied()
+        .chain([(from, to.as_str())])
+        .collect();
+    let gate = TestGate::with(&changed(&backend.url(), &changes)).await;
+    assert_eq!(gate.post(REFUND, &refund("r-1", "1000")).await.status, 502);
+    let mut running = gate.connect().await;
+    let call = gate.signed(REFUND, &refund("r-2", "1000"));
+    running.send(call.to_bytes()).await;
+    backend.wait_for_requests(2).await;
+    gate.stopper().drain();
+    gate.advance(2 * MINUTE);
+    // Longer than between two rounds, which nothing but time begins.
+    tokio::time::sleep(3 * SECOND).await;
+    assert_eq!(looks(&backend).len(), 0);
+    assert_eq!(gate.state("r-1").await, Some(State::Unknown));
+    hold.release();
+    assert_eq!(running.read_answer().await.status, 200);
 }
