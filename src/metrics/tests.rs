@@ -204,6 +204,7 @@ fn promtool_accepts_every_family() {
         worker.refusal(route, 0);
         worker.refusal(route, 1);
         worker.replay(route);
+        worker.probe(route, ProbeResult::Applied);
         worker.suspicion(route, Suspicion::StaleDropped);
         worker.suspicion(route, Suspicion::DuplicateHeld);
         worker.probe(route, ProbeResult::Applied);
