@@ -56,6 +56,9 @@ mod armed {
         if armed.name == name && armed.passings_left.fetch_sub(1, Ordering::SeqCst) == 1 {
             // Its own process: nothing else can be hit. Where it fails, the step is passed.
             let _ = kill_process(getpid(), armed.signal);
+            // Any thread may be the one that takes the signal: until it has reached this one, too,
+            // nothing goes on here.
+            std::thread::sleep(std::time::Duration::from_millis(100));
         }
     }
 }
