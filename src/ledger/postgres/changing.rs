@@ -7,10 +7,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::columns::{id_column, owner_column, stored};
-use super::rows::{
-    ALL_COLUMNS, COUNT, Changing, Columns, LIGHT_COLUMNS, NOTE, Noted, UPDATE, Value, count_values,
-    entry,
-};
+use super::rows::{ALL_COLUMNS, Columns, LIGHT_COLUMNS, entry};
+use super::writing::{COUNT, Changing, NOTE, Noted, UPDATE, Value, count_values};
 use super::{Inner, lock};
 use crate::ledger::texts::whole_micros;
 use crate::ledger::transition::{self, Entry, Moment, Step};
@@ -457,9 +455,9 @@ pub(super) async fn sweep(
     // Those that another gate forgets just now are left to it.
     const SWEEP: &str = "
         with gone as (
-            delete from tikigate.record where id in (
+            delete from tikigate.record where id = any(array(
                 select id from tikigate.record where state = 'done' and expires_at <= $1
-                order by expires_at limit $2 for update skip locked)
+                order by expires_at limit $2 for update skip locked))
             returning id
         ), events as (
             delete from tikigate.event using gone where event.record = gone.id

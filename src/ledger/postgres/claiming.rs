@@ -7,13 +7,12 @@ use tokio_postgres::Row;
 
 use super::changing::{self, Ground, LEDGER, LOCK_BY_KEY, save};
 use super::columns::{key_hash, owner_column, stored, subject_lock};
-use super::rows::{
-    ALL_COLUMNS, Changing, Columns, Fixed, INSERT, LIGHT_COLUMNS, Noted, Value, count_values, entry,
-};
+use super::rows::{ALL_COLUMNS, Columns, LIGHT_COLUMNS, entry};
+use super::writing::{Changing, Fixed, INSERT, Noted, Value, count_values};
 use super::{Inner, TakesBack};
 use crate::ledger::reply::ClaimGuard;
 use crate::ledger::transition::{self, Entry, Siblings};
-use crate::ledger::{Claim, ClaimOutcome, Fence, RecordId, SubjectRule};
+use crate::ledger::{Claim, ClaimOutcome, Event, Fence, RecordId, State, SubjectRule};
 use crate::store::postgres::{Fault, Session};
 
 /// How often a claim starts anew because another transaction came before it.
@@ -65,13 +64,13 @@ async fn try_claim(
     claim: &Claim,
 ) -> Result<Option<Claimed>, Fault> {
     let now = changing::now(inner);
-    let found = look(session, claim, now).await?;
+    let mut found = look(session, claim, now).await?;
     if !found.leased {
         let text = "this gate's lease on its claims is over";
         return Err(Fault::Unavailable(text.to_owned()));
     }
     let moment = found.ground.moment(now);
-    let Some(mut entry) = found.entry else {
+    let Some(mut entry) = found.entry.take() else {
         if !transition::admits(claim) {
             session.rollback().await?;
             return Ok(Some(Claimed::is(ClaimOutcome::Unfamiliar)));
@@ -91,6 +90,9 @@ async fn try_claim(
         });
     };
     is_the_same(&entry, claim)?;
+    if found.lacks_comparison(&entry) {
+        return Ok(None);
+    }
     let step = transition::claim_again(&mut entry, claim, found.siblings, moment);
     if !step.changed && step.event.is_none() {
         return unchanged(session, inner, step.reply).await;
@@ -100,6 +102,9 @@ async fn try_claim(
         return Ok(None);
     };
     is_the_same(&entry, claim)?;
+    if found.lacks_comparison(&entry) {
+        return Ok(None);
+    }
     let before = entry.record.state;
     let step = transition::claim_again(&mut entry, claim, found.siblings, moment);
     let claimed = guarded(inner, step.reply);
@@ -180,6 +185,15 @@ struct Found {
     /// For a record that isn't there.
     next_id: Option<RecordId>,
     siblings: Siblings,
+    /// Nobody else claims about the same subject until this has ended.
+    compared: bool,
+}
+
+impl Found {
+    /// The record was released only after it was decided that there is nothing to compare.
+    fn lacks_comparison(&self, entry: &Entry) -> bool {
+        entry.record.state == State::Released && !self.compared
+    }
 }
 
 static FIND: LazyLock<String> = LazyLock::new(|| {
@@ -204,7 +218,10 @@ async fn look(session: &mut Session, claim: &Claim, now: SystemTime) -> Result<F
     const LEASED: &str = "
         select exists (
             select from tikigate.owner where owner = $1 and lease_until > clock_timestamp())";
-    const LOCK_SUBJECT: &str = "select pg_advisory_xact_lock($1)::text";
+    // What has its answer is compared with nothing, and shall not wait for what hangs.
+    const LOCK_SUBJECT: &str = "
+        select pg_advisory_xact_lock($1)::text where not exists (
+            select from tikigate.record where key_hash = $2 and state <> 'released')";
     const NEXT_ID: &str = "
         select nextval('tikigate.record_id')
         where not exists (select from tikigate.record where key_hash = $1)";
@@ -223,7 +240,7 @@ async fn look(session: &mut Session, claim: &Claim, now: SystemTime) -> Result<F
         async { session.query(&leased, &[&owner]).await },
         async {
             match &subject {
-                Some(subject) => session.query(&lock_subject, &[&subject.lock]).await,
+                Some(subject) => session.query(&lock_subject, &[&subject.lock, &hash]).await,
                 None => Ok(Vec::new()),
             }
         },
@@ -237,7 +254,7 @@ async fn look(session: &mut Session, claim: &Claim, now: SystemTime) -> Result<F
         session.query_opt(&next_id, &by_hash),
     );
     begun?;
-    locked?;
+    let compared = claim.subject.is_none() || !locked?.is_empty();
     let next_id = next_id?.map(|row| Columns::from(&row, 0).take::<i64>());
     let next_id = next_id.transpose()?;
     let entry = found?.map(|row| entry(&mut Columns::from(&row, 0)));
@@ -250,6 +267,7 @@ async fn look(session: &mut Session, claim: &Claim, now: SystemTime) -> Result<F
         entry: entry.transpose()?.map(|(entry, _)| entry),
         next_id: next_id.map(|id| RecordId(id.cast_unsigned())),
         siblings: compare(claim, &siblings?, now)?,
+        compared,
     })
 }
 
@@ -324,7 +342,7 @@ fn is_the_same(entry: &Entry, claim: &Claim) -> Result<(), Fault> {
 async fn insert(
     session: &mut Session,
     entry: &Entry,
-    event: Option<&crate::ledger::Event>,
+    event: Option<&Event>,
 ) -> Result<bool, Fault> {
     let Some(event) = event else {
         return Err(Fault::Corrupt("a record without its first event"));

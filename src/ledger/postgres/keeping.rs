@@ -8,7 +8,8 @@ use tokio_postgres::types::Type;
 
 use super::changing::{self, CHANNEL};
 use super::columns::owner_column;
-use super::rows::{Columns, Value};
+use super::rows::Columns;
+use super::writing::Value;
 use super::{Inner, lock};
 use crate::ledger::{DefineError, Fence, RecordId};
 use crate::store::postgres::{Connector, Fault, Session};

@@ -5,7 +5,7 @@
 //! changing   everything else that changes one record; and what becomes of a dead gate's claims
 //! reading    what people and metrics ask
 //! keeping    the lease that shows the others that this gate lives, and what it does for the dead
-//! rows       entries as rows          columns    values as columns
+//! writing, rows   entries into rows and out of them        columns   values as columns
 //! ```
 //!
 //! The rules are those of [`super::transition`], run on a row that its transaction has locked.
@@ -19,6 +19,7 @@ mod reading;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod writing;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -148,14 +149,19 @@ impl Ledger for PostgresLedger {
         namespace: Arc<str>,
         definition: Definition,
     ) -> Reply<Result<(), DefineError>> {
-        let wanted = (Arc::clone(&namespace), definition.clone());
-        lock(&self.inner.definitions).push(wanted);
-        if !self.inner.lease.was_ever_held() {
-            // The database isn't there: the definition is checked before the first claim instead.
+        let inner = &self.inner;
+        if !inner.lease.was_ever_held() {
+            // The database isn't there: it is compared before the first claim instead.
+            inner.remember(namespace, definition);
             return Reply::ready(Ok(()));
         }
-        let answer = self
-            .run(async move |session, _| changing::define(session, &namespace, &definition).await);
+        let answer = self.run(async move |session, inner| {
+            let defined = changing::define(session, &namespace, &definition).await?;
+            if defined.is_ok() {
+                inner.remember(namespace, definition);
+            }
+            Ok(defined)
+        });
         Reply::waiting(async move {
             answer
                 .await
@@ -328,6 +334,15 @@ impl Ledger for PostgresLedger {
 
     fn quarantine(&self) -> Reply<Result<Option<String>, LedgerError>> {
         self.reply(async move |session, _| reading::quarantine(session).await)
+    }
+}
+
+impl Inner {
+    /// Keeps a definition, to compare it with whatever database comes after this one.
+    fn remember(&self, namespace: Arc<str>, definition: Definition) {
+        let mut definitions = lock(&self.definitions);
+        definitions.retain(|(known, _)| *known != namespace);
+        definitions.push((namespace, definition));
     }
 }
 

@@ -7,7 +7,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::columns::{id_column, stored};
-use super::rows::{ALL_COLUMNS, Columns, SHOWN_COLUMNS, Value, entry, event};
+use super::rows::{self, ALL_COLUMNS, Columns, SHOWN_COLUMNS, entry};
+use super::writing::Value;
 use crate::ledger::{Event, Filter, KeptRequest, LIST_LIMIT, Page, Record, RecordId, State, Stats};
 use crate::store::postgres::{Fault, Session};
 
@@ -16,10 +17,6 @@ const PAGE: usize = 250;
 /// Records that are looked at in one go, and for how long one list goes on looking.
 const WINDOW: i64 = 5000;
 const LOOK_FOR: Duration = Duration::from_millis(300);
-
-/// A record's first and latest events that are told.
-const FIRST_EVENTS: i64 = 100;
-const LATEST_EVENTS: i64 = 900;
 
 static GET: LazyLock<String> = LazyLock::new(|| {
     format!(
@@ -204,57 +201,14 @@ async fn within(
 
 /// A record's events, oldest first.
 pub(super) async fn events(session: &mut Session, id: RecordId) -> Result<Vec<Event>, Fault> {
-    const FIRST: &str = "
+    const EVENTS: &str = "
         select number, at, attempt, state, cause, by_name, reason from tikigate.event
-        where record = $1 order by number limit $2";
-    const LATEST: &str = "
-        select number, at, attempt, state, cause, by_name, reason from tikigate.event
-        where record = $1 and number > $2 order by number desc limit $3";
-    const BETWEEN: &str = "
-        select count(*) from tikigate.event where record = $1 and number > $2 and number < $3";
-    let [first, latest, between] = session.prepare([FIRST, LATEST, BETWEEN]).await?;
+        where record = $1 order by number";
+    let [events] = session.prepare([EVENTS]).await?;
     let Some(id) = id_column(id) else {
         return Ok(Vec::new());
     };
-    let rows = session.query(&first, &[&id, &FIRST_EVENTS]).await?;
-    let mut told = told(&rows)?;
-    let Some(last_number) = number(rows.last())? else {
-        return Ok(told);
-    };
-    if (rows.len() as i64) < FIRST_EVENTS {
-        return Ok(told);
-    }
-    let mut rows = session
-        .query(&latest, &[&id, &last_number, &LATEST_EVENTS])
-        .await?;
-    rows.reverse();
-    if let Some(next_number) = number(rows.first())? {
-        let row = session
-            .query_opt(&between, &[&id, &last_number, &next_number])
-            .await?;
-        let row = row.ok_or(Fault::Corrupt("no count"))?;
-        let untold: i64 = Columns::from(&row, 0).take()?;
-        if let Some(before) = told.last().cloned().filter(|_| untold > 0) {
-            told.push(Event {
-                cause: format!("{untold} events not told").into(),
-                by: None,
-                ..before
-            });
-        }
-    }
-    told.extend(self::told(&rows)?);
-    Ok(told)
-}
-
-fn told(rows: &[Row]) -> Result<Vec<Event>, Fault> {
-    let events = rows.iter();
-    events
-        .map(|row| event(&mut Columns::from(row, 1)))
-        .collect()
-}
-
-fn number(row: Option<&Row>) -> Result<Option<i64>, Fault> {
-    row.map(|row| Columns::from(row, 0).take()).transpose()
+    rows::events(&session.query(&events, &[&id]).await?)
 }
 
 /// Counts, which are kept, and ages, which an index has at its ends.

@@ -2,6 +2,7 @@
 //! forgotten something is told.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use super::fault::OpenError;
 use super::schema::SHARDS;
@@ -35,7 +36,8 @@ pub(super) async fn server(session: &Session) -> Result<Server, OpenError> {
             current_setting('transaction_read_only') = 'on',
             (select system_identifier::text from pg_control_system()),
             case when pg_is_in_recovery() then '00000000'
-                else pg_walfile_name(pg_current_wal_lsn()) end";
+                else pg_walfile_name(pg_current_wal_lsn()) end,
+            clock_timestamp()";
     let row = session.client.query_one(ASK, &[]).await?;
     let version: i32 = row.try_get(0)?;
     if version < OLDEST_SERVER {
@@ -54,6 +56,7 @@ pub(super) async fn server(session: &Session) -> Result<Server, OpenError> {
     if row.try_get(4)? {
         return Err(OpenError::ReadOnly("it is set to read only"));
     }
+    warn_of_skew(row.try_get(7)?);
     let file: &str = row.try_get(6)?;
     let timeline = file
         .get(..8)
@@ -63,6 +66,23 @@ pub(super) async fn server(session: &Session) -> Result<Server, OpenError> {
         timeline: timeline.unwrap_or_default(),
     };
     Ok(Server { identity })
+}
+
+/// Until when an attempt may run is told by each gate's own clock, with a minute to spare.
+fn warn_of_skew(theirs: SystemTime) {
+    const NOTABLE: Duration = Duration::from_secs(20);
+    let ours = SystemTime::now();
+    let skew = match ours.duration_since(theirs) {
+        Ok(ahead) => ahead,
+        Err(behind) => behind.duration(),
+    };
+    if skew > NOTABLE {
+        tracing::warn!(
+            tikigate.seconds = skew.as_secs(),
+            "this host's clock and the database's differ: gates that share a ledger need clocks \
+             that agree, so set them by NTP"
+        );
+    }
 }
 
 /// What this process saw last of the ledger.

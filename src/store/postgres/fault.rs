@@ -45,6 +45,12 @@ pub enum OpenError {
     /// The certificates to check the server's by can't be read.
     #[error("the certificates for the database's TLS can't be used: {0}")]
     Certificates(String),
+    /// The server is not who it should be, as far as can be told.
+    #[error(
+        "the database's certificate can't be trusted: {0}. ledger.ca names the file with those to \
+         trust; the URL's host must be the certificate's"
+    )]
+    Certificate(String),
     /// The server keeps commits in memory only.
     #[error(
         "the database server runs with fsync = off: what it confirms can be lost. Set fsync = on"
@@ -97,11 +103,29 @@ impl OpenError {
 impl From<tokio_postgres::Error> for OpenError {
     fn from(error: tokio_postgres::Error) -> Self {
         let text = describe(&error);
+        if let Some(untrusted) = untrusted(&error) {
+            return Self::Certificate(untrusted);
+        }
         match error.code() {
             Some(code) if !passes_by_itself(code) => Self::Refused(text),
             _ => Self::Unreachable(text),
         }
     }
+}
+
+/// What is wrong with the server's certificate, if anything is.
+fn untrusted(error: &tokio_postgres::Error) -> Option<String> {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let inner = cause.downcast_ref::<std::io::Error>();
+        let inner = inner.and_then(std::io::Error::get_ref);
+        let fault = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if let Some(rustls::Error::InvalidCertificate(fault)) = fault {
+            return Some(fault.to_string());
+        }
+        source = cause.source();
+    }
+    None
 }
 
 /// Starting or ending servers, and those that have no room now.

@@ -16,7 +16,19 @@ mod fault;
 mod pool;
 mod schema;
 mod session;
+#[cfg(test)]
+mod tests;
 mod tls;
+
+/// A real server for tests, which the integration tests use as well.
+#[cfg(test)]
+#[path = "../../../tests/it/support/postgres.rs"]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "the integration tests use the rest"
+)]
+pub(crate) mod server;
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};

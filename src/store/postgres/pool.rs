@@ -94,7 +94,7 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Starts the workers; dropping what is returned ends them.
+    /// Starts the workers, the first perhaps with a connection; dropping what is returned ends them.
     pub(super) fn start(
         self,
         queue: mpsc::Receiver<Queued>,
@@ -102,6 +102,9 @@ impl Pool {
     ) -> JoinSet<()> {
         let queue = Rc::new(Mutex::new(queue));
         let mut working = JoinSet::new();
+        if first.is_some() {
+            self.health.connected();
+        }
         for _ in 0..self.workers {
             let worker = Worker {
                 connector: self.connector.clone(),
@@ -125,9 +128,12 @@ impl Worker {
         loop {
             let mut session = match first.take() {
                 Some(session) => session,
-                None => self.connect().await,
+                None => {
+                    let session = self.connect().await;
+                    self.health.connected();
+                    session
+                }
             };
-            self.health.connected();
             let fault = self.work_on(&mut session).await;
             self.health.lost(&fault);
             self.catch_up(session).await;

@@ -72,7 +72,11 @@ pub(super) async fn bring_up_to_date(
 
 /// The schema's version; none where there is none yet.
 async fn version(session: &Session) -> Result<Option<i32>, OpenError> {
-    let there = "select to_regclass('tikigate.ledger') is not null";
+    // Not `to_regclass`, which goes by what the session knew before it waited for the lock.
+    let there = "
+        select exists (
+            select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+            where n.nspname = 'tikigate' and c.relname = 'ledger')";
     let row = session.client.query_one(there, &[]).await?;
     if !row.try_get::<_, bool>(0)? {
         return Ok(None);

@@ -115,10 +115,10 @@ create index record_subject on tikigate.record (subject_id) where subject_id is 
 create index record_fields on tikigate.record using gin (field_texts)
     with (gin_pending_list_limit = 256);
 
--- Every change of every record. Numbers are in the order of a record's changes.
+-- What happened to each record, numbered from 1; of very many, the first and the latest.
 create table tikigate.event (
     record bigint not null,
-    number bigint generated always as identity,
+    number bigint not null,
     at timestamptz not null,
     attempt bigint not null,
     state text not null,
