@@ -207,7 +207,6 @@ fn promtool_accepts_every_family() {
         worker.probe(route, ProbeResult::Applied);
         worker.suspicion(route, Suspicion::StaleDropped);
         worker.suspicion(route, Suspicion::DuplicateHeld);
-        worker.probe(route, ProbeResult::Applied);
         worker.signature_match(0);
         worker.signature_age(0.125);
     }

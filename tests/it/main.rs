@@ -15,6 +15,7 @@ mod crash;
 mod documents;
 mod outcomes;
 mod passing;
+mod postgres;
 mod promises;
 mod real_backends;
 mod server;

@@ -1,4 +1,4 @@
-//! The suite that every store passes, on a real server.
+//! The suite that every store passes, on a real server; and what several gates do to each other.
 
 use std::any::Any;
 use std::time::SystemTime;
@@ -7,16 +7,9 @@ use super::*;
 use crate::config::{PostgresStore, Secret};
 use crate::ledger::State;
 use crate::ledger::conformance::{End, Fixture, Reopen, Reopened, durable_suite, suite};
+use crate::store::postgres::server::Server;
 
-#[path = "../../../tests/it/support/postgres.rs"]
-#[allow(
-    dead_code,
-    unreachable_pub,
-    reason = "the integration tests use the rest"
-)]
-mod server;
-
-use server::Server;
+mod replicas;
 
 suite!(super::open);
 durable_suite!(super::open);
@@ -34,6 +27,10 @@ impl Database {
     fn take() -> Self {
         let idle = lock(&IDLE).pop();
         Self(idle.unwrap_or_else(|| Server::shared().create_database()))
+    }
+
+    fn query(&self, statements: &str) -> String {
+        Server::shared().query(&self.0, statements)
     }
 
     fn settings(&self) -> PostgresStore {

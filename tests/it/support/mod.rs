@@ -7,6 +7,7 @@ pub(crate) mod backend;
 pub(crate) mod disk;
 pub(crate) mod gate;
 pub(crate) mod gate_process;
+pub(crate) mod postgres;
 pub(crate) mod random;
 pub(crate) mod raw;
 pub(crate) mod samples;

@@ -3,9 +3,10 @@
 //!
 //! Unit tests include this file as well. Everything here blocks the calling thread.
 
+use std::fs::Permissions;
 use std::io::{ErrorKind, Write};
 use std::net::TcpListener;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
@@ -179,6 +180,16 @@ impl Server {
         }
         append(&self.directory.join("data/postgresql.conf"), &lines);
         self.query("postgres", "select pg_reload_conf()");
+    }
+
+    /// Puts a copy of a file into the server's data, for its owner alone.
+    pub fn take_in(&self, file: &Path, name: &str) {
+        let copy = self.directory.join("data").join(name);
+        std::fs::copy(file, &copy).unwrap();
+        std::fs::set_permissions(&copy, Permissions::from_mode(0o600)).unwrap();
+        if let Some((user, group)) = owner() {
+            chown(&copy, Some(user), Some(group)).unwrap();
+        }
     }
 
     /// Starts a server that was ended, on the same port.
