@@ -279,7 +279,8 @@ impl Inner {
         if !transition::admits(&claim) {
             return Ok(Tried::Outcome(ClaimOutcome::Unfamiliar));
         }
-        if !self.reserve(shard::first_charge(&claim)) {
+        let before = shard::first_charge(&claim);
+        if !self.reserve(before) {
             return Ok(Tried::NoRoom(claim));
         }
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
@@ -288,7 +289,8 @@ impl Inner {
             subjects.entry(place).or_default().push(id);
         }
         let (entry, step) = transition::create(claim, id, siblings, moment);
-        shard.insert(entry, step.event);
+        let after = shard.insert(entry, step.event);
+        self.charge(&shard::Charge { before, after });
         Ok(Tried::Outcome(step.reply))
     }
 
@@ -507,6 +509,11 @@ impl Inner {
         step: impl FnOnce(&mut Entry) -> Step<T>,
     ) -> Option<T> {
         let (reply, charge) = shard.step(id, step)?;
+        self.charge(&charge);
+        Some(reply)
+    }
+
+    fn charge(&self, charge: &shard::Charge) {
         if charge.after > charge.before {
             self.bytes
                 .fetch_add(charge.after - charge.before, Ordering::Relaxed);
@@ -514,7 +521,6 @@ impl Inner {
             self.bytes
                 .fetch_sub(charge.before - charge.after, Ordering::Relaxed);
         }
-        Some(reply)
     }
 
     /// Takes room for one more record, if there is any.

@@ -87,8 +87,8 @@ impl Shard {
             .map_or_else(Vec::new, |slot| slot.events.told())
     }
 
-    /// Adds a record whose key isn't there.
-    pub(super) fn insert(&mut self, entry: Entry, event: Option<Event>) {
+    /// Adds a record whose key isn't there; says what it counts for.
+    pub(super) fn insert(&mut self, entry: Entry, event: Option<Event>) -> usize {
         let mut events = EventLog::default();
         events.extend(event);
         let charge = charge(&entry, &events);
@@ -101,6 +101,7 @@ impl Shard {
             events,
         };
         self.slots.insert(slot.entry.record.id, Box::new(slot));
+        charge
     }
 
     /// Runs a step on a record and follows it in the indexes.
@@ -197,7 +198,7 @@ impl Shard {
     }
 }
 
-/// What the slot counts for whose record this claim makes. It is the same as [`charge`] of it.
+/// What the slot counts for whose record this claim makes, short of an answer that it has at once.
 pub(super) fn first_charge(claim: &Claim) -> usize {
     own_charge(&claim.key, &claim.fields, claim.subject.as_ref())
         + claim.request.as_ref().map_or(0, request_charge)

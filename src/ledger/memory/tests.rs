@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::ledger::conformance::{
-    DAY, End, Fixture, KEEP, ONE, Reopened, TWO, answer, assert_is, durable_suite, refund,
+    DAY, End, Fixture, KEEP, ONE, Reopened, TWO, answer, assert_is, durable_suite, event, refund,
     settlement_of, success, suite,
 };
 use crate::ledger::{Fields, Settlement, State, Subject, SubjectRule};
@@ -140,10 +140,15 @@ async fn what_is_forgotten_gives_all_its_room_back() {
             f.settle(fence, Settlement::Unknown("reset".into())).await;
         }
     }
+    // Done at once.
+    let happened = f.now();
+    f.settled(event("newer", happened, true), success()).await;
+    let dropped = event("older", happened - DAY, true);
+    assert_is!(f.claim(dropped).await, ClaimOutcome::Dropped(..));
     assert!(inner.bytes.load(Ordering::Relaxed) > 200 * 1024);
-    assert_eq!(inner.subjects.lock().unwrap().len(), 200);
+    assert_eq!(inner.subjects.lock().unwrap().len(), 201);
     f.hands.advance(KEEP);
-    assert_eq!(f.ledger.sweep(1000).await.unwrap(), 200);
+    assert_eq!(f.ledger.sweep(1000).await.unwrap(), 202);
     assert_eq!(inner.bytes.load(Ordering::Relaxed), 0);
     assert_eq!(inner.records.load(Ordering::Relaxed), 0);
     assert!(inner.subjects.lock().unwrap().is_empty());
