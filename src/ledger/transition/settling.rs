@@ -79,6 +79,7 @@ fn alarm(entry: &mut Entry, fence: Fence, cause: Cause, moment: Moment) -> Step<
     entry.record.alarmed = true;
     entry.gap = false;
     entry.suspected = false;
+    entry.follow_hold();
     if entry.record.state == State::Released {
         let mut event = entry.become_state(State::Unknown, cause, moment);
         event.attempt = fence.attempt;
@@ -102,6 +103,7 @@ fn settle_open(entry: &mut Entry, settlement: Settlement, moment: Moment) -> Ste
         && (resend || !entry.given_up_before);
     let (state, cause) = match settlement {
         Settlement::Done(answer, cause) => {
+            entry.given_up = false;
             let event = entry.finish(answer, cause, moment);
             return Step::changed(Settled::Recorded(State::Done), event);
         }
@@ -142,6 +144,7 @@ fn settle_released(
     match settlement {
         // Against a person's "not applied" only a success counts: a decline agrees with it.
         Settlement::Done(answer, cause) if !entry.record.declared || answer.status.is_success() => {
+            entry.given_up = false;
             let event = entry.finish(answer, cause, moment);
             Step::changed(Settled::Recorded(State::Done), event)
         }
