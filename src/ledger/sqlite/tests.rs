@@ -22,7 +22,7 @@ fn options(directory: &Path) -> Options {
 }
 
 async fn open() -> Fixture {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = quick_directory();
     let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
     let (clock, hands) = Clock::manual(start);
     let (ledger, _) = open_in(directory.path(), &clock).await;
@@ -56,6 +56,11 @@ async fn open() -> Fixture {
     }
 }
 
+/// In memory where there is such a place: what is asked here needs files, and no disk to wait for.
+fn quick_directory() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
+}
+
 async fn open_in(directory: &Path, clock: &Clock) -> (SqliteLedger, u64) {
     let (database, opened) = Database::open(options(directory)).unwrap();
     assert_eq!(opened.gap, None);
@@ -65,7 +70,7 @@ async fn open_in(directory: &Path, clock: &Clock) -> (SqliteLedger, u64) {
 /// The files as they lie at this moment, in a directory of their own, while the store goes on using
 /// the old ones: what a process that is killed now leaves behind.
 fn as_killed(directory: &Path) -> TempDir {
-    let copy = tempfile::tempdir().unwrap();
+    let copy = quick_directory();
     let from = options(directory);
     let to = options(copy.path());
     // Before the log: a mark is never ahead of what it marks.
