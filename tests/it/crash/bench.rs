@@ -3,34 +3,39 @@
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tikigate::net::ListenAddress;
 
 use super::person::{self, TOKEN};
 use super::tiki;
-use super::world::{address_of_its_own, configuration};
+use super::world::{OFFSET, address_of_its_own, configuration};
 use crate::support::backend::{Answer, Backend, Behaviour, Seen};
+use crate::support::disk::Disk;
 use crate::support::gate::{Call, SECRET};
 use crate::support::gate_process::{GateProcess, NotReady, Setup};
+use crate::support::in_time;
 use crate::support::raw::{RawAnswer, exchange};
 
 /// A set-up on which one gate after the other can be started.
 pub(crate) struct Bench {
     pub(crate) backend: Backend,
     pub(crate) setup: Arc<Setup>,
+    /// Under the directory `data`, if asked for.
+    pub(crate) disk: Option<Disk>,
 }
 
 impl Bench {
     /// With these lines under `[ledger]`, and a backend that pays whatever it is asked.
     pub(crate) async fn new(ledger: &str) -> Self {
-        Self::with(ledger, &[], |_| Answer::success().into()).await
+        Self::with(ledger, false, |_| Answer::success().into()).await
     }
 
-    /// With further environment, and a backend that does as scripted.
+    /// Perhaps on a [`Disk`], and with a backend that does as scripted.
     pub(crate) async fn with(
         ledger: &str,
-        environment: &[(String, String)],
+        on_disk: bool,
         script: impl Fn(&Seen) -> Behaviour + Send + Sync + 'static,
     ) -> Self {
         let backend = Backend::start(script).await;
@@ -41,13 +46,18 @@ impl Bench {
         let mut setup = Setup::new(&config)
             .file("secret", SECRET.as_bytes())
             .file("token", TOKEN.as_bytes());
-        for (name, value) in environment {
-            setup = setup.environment(name, value);
+        let path = |name: &str| setup.directory().join(name);
+        std::fs::create_dir(path("data")).unwrap();
+        let clock = path("clock");
+        let disk = on_disk.then(|| Disk::new(path("data"), path("shadow")));
+        setup = setup.environment(OFFSET, clock.to_str().unwrap());
+        for (name, value) in disk.iter().flat_map(Disk::environment) {
+            setup = setup.environment(&name, &value);
         }
-        std::fs::create_dir(setup.directory().join("data")).unwrap();
         Self {
             backend,
             setup: Arc::new(setup),
+            disk,
         }
     }
 
@@ -134,6 +144,27 @@ impl Gate {
         person::ask(&self.admin(), "POST", &target, Some(&body))
             .await
             .expect("an answer")
+    }
+
+    /// Status and body of `/readyz`.
+    pub(crate) async fn readiness(&self) -> (u16, String) {
+        let request = "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let answer = exchange(&self.admin(), request).await;
+        (answer.status, answer.text().to_owned())
+    }
+
+    /// Waits until `/readyz` has this status; its body then.
+    pub(crate) async fn wait_for_readiness(&self, wanted: u16) -> String {
+        in_time(&format!("a readiness of {wanted}"), async {
+            loop {
+                let (status, body) = self.readiness().await;
+                if status == wanted {
+                    return body;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
     }
 
     /// Ends it in order.

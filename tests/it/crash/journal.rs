@@ -4,6 +4,7 @@
 //! It lives in the test's process, which nobody kills: it is the truth that the ledger is held against.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// How the backend answered a refund.
@@ -89,6 +90,7 @@ impl Given {
 #[derive(Default)]
 pub(crate) struct Journal {
     histories: Mutex<BTreeMap<Arc<str>, Vec<Event>>>,
+    count: AtomicU64,
 }
 
 impl Journal {
@@ -96,6 +98,12 @@ impl Journal {
     pub(crate) fn note(&self, key: &Arc<str>, event: Event) {
         let mut histories = self.histories.lock().unwrap();
         histories.entry(Arc::clone(key)).or_default().push(event);
+        self.count.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How much has happened so far.
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::SeqCst)
     }
 
     /// Whether this refund's money has moved.

@@ -9,6 +9,8 @@
 //! ```
 
 mod bench;
+mod clock;
+mod failing;
 mod forgetful;
 mod journal;
 mod killing;

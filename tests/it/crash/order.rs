@@ -16,7 +16,7 @@ const SHOWN: &str = "trace=write,pwrite64,writev,pwritev,sendto,sendmsg,fsync,fd
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn claims_and_answers_are_on_disk_before_anybody_hears_of_them() {
-    let bench = Bench::with(SQLITE, &[], |seen| {
+    let bench = Bench::with(SQLITE, false, |seen| {
         // An answer of its own for each, to be found again in what is written.
         let body = format!(
             r#"{{"data":{{"status":"success","receipt":"{}"}}}}"#,

@@ -46,7 +46,7 @@ async fn losses(of: &'static str, temper: Temper, lives: u64) -> Vec<String> {
     let mut random = Random::part(seed, &[4]);
     let mut lost = 0;
     // A ledger that was never there whole can't be lost.
-    world.live(Death::After(Duration::ZERO), || ()).await;
+    world.live(Death::After(0, Duration::ZERO), || ()).await;
     for _ in 0..lives {
         let death = if random.chance(40) {
             let step = *random.pick(&SQLITE_STEPS);

@@ -6,27 +6,33 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
 use tikigate::net::ListenAddress;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::journal::{Event, Journal};
 use super::person::{self, Person, TOKEN};
 use super::tiki::{self, Tiki};
 use super::till::Till;
-use crate::support::disk::Disk;
+use crate::support::disk::{Disk, Number};
 use crate::support::gate::{CLIENT, SECRET};
 use crate::support::gate_process::{GateProcess, Setup};
 use crate::support::random::Random;
 
 /// After the last kill, all refunds must come to their ends within this.
-const END_WITHIN: Duration = Duration::from_secs(60);
-/// A step that nobody comes to: the gate is killed where it stands.
-const STEP_WITHIN: Duration = Duration::from_millis(400);
+const END_WITHIN: Duration = Duration::from_secs(240);
+/// A life in which nothing happens ends after this.
+const LIFE_WITHIN: Duration = Duration::from_secs(5);
+/// A step that has not been come to when so much has happened: the gate is killed where it stands.
+const STEP_WITHIN: u64 = 100;
+/// How long a sync takes: what comes in meanwhile is the next batch.
+const SYNC_MICROS: u32 = 300;
+/// Calls at once when every refund is asked for again.
+const AGAIN_AT_ONCE: usize = 8;
 
 /// What a world is made with.
 pub(crate) struct Plan {
@@ -59,8 +65,9 @@ pub(crate) struct World {
 /// How a life of the gate ends.
 #[derive(Clone, Debug)]
 pub(crate) enum Death {
-    /// By SIGKILL, so long after it was ready.
-    After(Duration),
+    /// By SIGKILL, so long after so much happened in its life. Counted in events, a life on a busy
+    /// machine is as rich as on an idle one.
+    After(u64, Duration),
     /// By SIGKILL, so long after it was started, ready or not.
     Starting(Duration),
     /// At the n-th passing of a step.
@@ -82,12 +89,17 @@ impl World {
         let mut setup = Setup::new(&config)
             .file("secret", SECRET.as_bytes())
             .file("token", TOKEN.as_bytes());
+        let clock = setup.directory().join("clock");
+        setup = setup.environment(OFFSET, clock.to_str().unwrap());
         let data = setup.directory().join("data");
         std::fs::create_dir(&data).unwrap();
         let shadow = setup.directory().join("shadow");
         let disk = on_disk.then(|| Arc::new(Disk::new(data, shadow)));
-        for (name, value) in disk.iter().flat_map(|disk| disk.environment()) {
-            setup = setup.environment(&name, &value);
+        if let Some(disk) = &disk {
+            disk.tell(Number::SyncTakes, SYNC_MICROS);
+            for (name, value) in disk.environment() {
+                setup = setup.environment(&name, &value);
+            }
         }
         let gate = watch::Sender::new(None);
         let admin = watch::Sender::new(None);
@@ -111,12 +123,18 @@ impl World {
         }
     }
 
+    /// Moves the gate's wall clock off the true time, which the others have.
+    pub(crate) fn set_clock(&self, seconds: i64) {
+        set_clock(&self.setup, seconds);
+    }
+
     /// One life of the gate on what the one before left; `trouble` comes once it is ready. Returns
     /// how it ended.
     pub(crate) async fn live(&self, death: Death, trouble: impl FnOnce() + Send + 'static) -> Died {
-        let (setup, gate, admin) = (self.setup.clone(), self.gate.clone(), self.admin.clone());
+        let (setup, journal) = (Arc::clone(&self.setup), Arc::clone(&self.journal));
+        let (gate, admin) = (self.gate.clone(), self.admin.clone());
         let life = move || {
-            let died = live(&setup, &death, &gate, &admin, trouble);
+            let died = live(&setup, &journal, &death, &gate, &admin, trouble);
             gate.send_replace(None);
             admin.send_replace(None);
             died
@@ -155,10 +173,7 @@ impl World {
             faults.push("the person has ended".to_owned());
         }
         self.person.abort();
-        let histories = self.journal.histories();
-        for key in histories.keys() {
-            self.tiki.ask(key, &tiki::signed(key)).await;
-        }
+        self.ask_for_all_again().await;
         let admin = ListenAddress::Tcp(gate.admin_address());
         let records = person::all_records(&admin).await;
         faults.extend(record_faults(&self.journal, &records));
@@ -174,6 +189,18 @@ impl World {
             faults.push(format!("the last gate ended with {ended}"));
         }
         faults
+    }
+
+    async fn ask_for_all_again(&self) {
+        let mut asking = JoinSet::new();
+        for key in self.journal.histories().into_keys() {
+            if asking.len() >= AGAIN_AT_ONCE {
+                asking.join_next().await;
+            }
+            let tiki = Arc::clone(&self.tiki);
+            asking.spawn(async move { tiki.ask(&key, &tiki::signed(&key)).await });
+        }
+        asking.join_all().await;
     }
 }
 
@@ -198,6 +225,7 @@ pub(crate) enum Died {
 /// A life of the gate, in this thread.
 fn live(
     setup: &Arc<Setup>,
+    journal: &Journal,
     death: &Death,
     gate: &watch::Sender<Option<ListenAddress>>,
     admin: &watch::Sender<Option<ListenAddress>>,
@@ -213,7 +241,7 @@ fn live(
             child.wait().unwrap();
             return Died::Starting;
         }
-        Death::After(_) => None,
+        Death::After(..) => None,
         Death::At(step, nth) => {
             command.env("TIKIGATE_FAILPOINT", format!("{step}=kill@{nth}"));
             Some(*step)
@@ -229,11 +257,11 @@ fn live(
     gate.send_replace(Some(ListenAddress::Tcp(running.address())));
     admin.send_replace(Some(ListenAddress::Tcp(running.admin_address())));
     trouble();
-    let within = match death {
-        Death::After(after) => *after,
-        _ => STEP_WITHIN,
+    let (most, linger) = match death {
+        Death::After(most, linger) => (*most, *linger),
+        _ => (STEP_WITHIN, Duration::ZERO),
     };
-    match (running.ends_within(within), step) {
+    match (end_of(&mut running, journal, most, linger), step) {
         (Some(status), Some(step)) if was_killed(status) => Died::At(step),
         (Some(status), _) => panic!(
             "the gate ended by itself: {status}\n{}\n{}",
@@ -247,6 +275,25 @@ fn live(
     }
 }
 
+/// How a gate ends that is let live until so much has happened, and a little longer; none: it lives.
+fn end_of(
+    running: &mut GateProcess,
+    journal: &Journal,
+    most: u64,
+    linger: Duration,
+) -> Option<ExitStatus> {
+    let until = journal.count() + most;
+    let deadline = Instant::now() + LIFE_WITHIN;
+    while journal.count() < until && Instant::now() < deadline {
+        if let Some(status) = running.ends_within(Duration::ZERO) {
+            return Some(status);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::thread::sleep(linger);
+    running.ends_within(Duration::ZERO)
+}
+
 fn was_killed(status: ExitStatus) -> bool {
     status.signal() == Some(Signal::KILL.as_raw())
 }
@@ -256,8 +303,8 @@ impl Death {
     pub(crate) fn by_chance(random: &mut Random) -> Self {
         match random.below(10) {
             0..2 => Self::Starting(random.millis(0, 40)),
-            2..7 => Self::After(random.millis(0, 100)),
-            _ => Self::After(random.millis(100, 350)),
+            2..4 => Self::After(0, random.millis(0, 20)),
+            _ => Self::After(random.below(30), random.millis(0, 3)),
         }
     }
 }
@@ -298,6 +345,18 @@ fn record_faults(journal: &Journal, records: &[Value]) -> Vec<String> {
         }
     }
     faults
+}
+
+/// The variable that names the file with the clock's offset.
+pub(crate) const OFFSET: &str = "TIKIGATE_CLOCK_OFFSET_FILE";
+
+/// Moves the wall clock of a gate whose offset is read from `clock` in its directory.
+pub(crate) fn set_clock(setup: &Setup, seconds: i64) {
+    let clock = setup.directory().join("clock");
+    // Under another name first: the gate never reads half a number.
+    let fresh = clock.with_extension("new");
+    std::fs::write(&fresh, seconds.to_string()).unwrap();
+    std::fs::rename(fresh, clock).unwrap();
 }
 
 /// A loopback address that no other world has, in this process or another: when a gate's port is taken

@@ -33,10 +33,12 @@ pub(crate) enum Number {
     NoSpace = 3,
     /// 1: syncs of write-ahead logs do nothing and say they worked; 2: all do.
     LieAbout = 4,
+    /// A sync takes so many microseconds.
+    SyncTakes = 5,
     /// Syncs so far.
-    Syncs = 5,
+    Syncs = 6,
     /// Calls that failed because they were told to.
-    Failed = 6,
+    Failed = 7,
 }
 
 impl Disk {
@@ -102,7 +104,7 @@ impl Disk {
 
     fn begin(&self) {
         fs::create_dir(&self.shadow).unwrap();
-        fs::write(self.shadow.join("control"), [0; 28]).unwrap();
+        fs::write(self.shadow.join("control"), [0; 32]).unwrap();
     }
 
     fn control(&self) -> fs::File {

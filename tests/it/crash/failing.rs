@@ -1,0 +1,189 @@
+//! A disk that fails or fills up while the gate runs: refused with `ledger_unavailable`, nothing forwarded
+//! on a guess, and back by itself.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::bench::{Bench, Gate};
+use super::world::SQLITE;
+use crate::support::backend::Answer;
+use crate::support::disk::Number;
+use crate::support::in_time;
+
+/// Syncs that a refund takes: the claim's log and watermark, the answer's log and watermark. The last
+/// rounds fail a sync that none waits for.
+const SYNCS: u32 = 6;
+
+/// Re-sends until the refund has its end, as Tiki does; a person says what the backend knows.
+async fn to_its_end(bench: &Bench, gate: &Gate, key: &str) {
+    in_time(&format!("the end of {key}"), async {
+        loop {
+            match gate.told(key).await {
+                (200, _) => return,
+                (500, code) if code == "outcome_unknown" => {
+                    let applied = bench.sent(key) > 0;
+                    let verdict = if applied { "applied" } else { "not_applied" };
+                    gate.resolve(key, verdict).await;
+                }
+                (503, code) if code == "ledger_unavailable" => {}
+                other => panic!("{key}: {other:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+/// Whichever sync of a refund fails, and whether the disk keeps or loses what it was to sync.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sync_that_fails_forwards_nothing_on_a_guess_and_passes() {
+    let bench = Bench::with(SQLITE, true, |_| Answer::success().into()).await;
+    let disk = bench.disk.as_ref().unwrap();
+    let mut gate = bench.start().await;
+    let mut keys = Vec::new();
+    for lose_dirty in [0, 1] {
+        for nth in 0..SYNCS {
+            let key = format!("r-{lose_dirty}-{nth}");
+            disk.tell(Number::LoseDirty, lose_dirty);
+            disk.tell(Number::PassSyncs, nth);
+            disk.tell(Number::FailSyncs, 1);
+            let (failed, told) = (disk.told(Number::Failed), gate.told(&key).await);
+            if nth < 2 {
+                // The claim was not durable: nothing may have been sent.
+                assert_eq!(told, (503, "ledger_unavailable".to_owned()), "{key}");
+                assert_eq!(bench.sent(&key), 0, "{key}");
+            } else {
+                let fine = told.0 == 200 || told == (503, "ledger_unavailable".to_owned());
+                assert!(fine, "{key}: {told:?}");
+                assert_eq!(bench.sent(&key), 1, "{key}");
+            }
+            if nth < 4 {
+                assert_eq!(
+                    disk.told(Number::Failed),
+                    failed + 1,
+                    "{key}: no sync failed"
+                );
+            }
+            to_its_end(&bench, &gate, &key).await;
+            disk.tell(Number::FailSyncs, 0);
+            gate.wait_for_readiness(200).await;
+            keys.push(key);
+        }
+        // What the page cache pretends is gone now; what was answered must not be.
+        gate.kill().await;
+        disk.lose_power(None);
+        gate = bench.start().await;
+        for key in &keys {
+            assert_eq!(gate.refund(key).await.status, 200, "{key}");
+            assert_eq!(bench.sent(key), 1, "{key}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_syncs_fail_the_gate_is_unready_and_comes_back_by_itself() {
+    let bench = Bench::with(SQLITE, true, |_| Answer::success().into()).await;
+    let disk = bench.disk.as_ref().unwrap();
+    let gate = bench.start().await;
+    assert_eq!(gate.refund("r-before").await.status, 200);
+    disk.tell(Number::LoseDirty, 1);
+    disk.tell(Number::FailSyncs, u32::MAX);
+    for _ in 0..3 {
+        assert_eq!(
+            gate.told("r-new").await,
+            (503, "ledger_unavailable".to_owned())
+        );
+    }
+    let body = gate.wait_for_readiness(503).await;
+    assert!(body.contains("ledger"), "{body}");
+    assert_eq!(bench.sent("r-new"), 0);
+    disk.tell(Number::FailSyncs, 0);
+    gate.wait_for_readiness(200).await;
+    to_its_end(&bench, &gate, "r-new").await;
+    assert_eq!(gate.refund("r-before").await.status, 200);
+    assert_eq!((bench.sent("r-before"), bench.sent("r-new")), (1, 1));
+}
+
+/// A small file system in memory on a directory, until it is dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    /// None where this process may not mount.
+    fn on(directory: &Path, size: &str) -> Option<Self> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]);
+        let mounted = mount.arg(directory).output().ok()?.status.success();
+        mounted.then(|| Self(directory.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Lazily: a gate that a failed test left may still be in it.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_refuses_and_loses_nothing_and_passes() {
+    let bench = Bench::new(&format!("{SQLITE}\nallow_unsafe_filesystem = true")).await;
+    let data = bench.data("");
+    let Some(mounted) = Mounted::on(&data, "3m") else {
+        println!(
+            "NOT TESTED: a full disk, since this user can't mount a small one: run the tests as root"
+        );
+        return;
+    };
+    let gate = bench.start().await;
+    assert_eq!(gate.refund("r-before").await.status, 200);
+    let filling = bench.data("filling");
+    fill(&filling);
+
+    // What the log has room for may still be taken.
+    let mut taken = vec!["r-before".to_owned()];
+    let refused = loop {
+        let key = format!("r-{}", taken.len());
+        match gate.told(&key).await {
+            (200, _) => taken.push(key),
+            (503, code) if code == "ledger_unavailable" => break key,
+            other => panic!("{key}: {other:?}"),
+        }
+        assert!(taken.len() < 2000, "the disk is never full");
+    };
+    let body = gate.wait_for_readiness(503).await;
+    assert!(body.contains("ledger"), "{body}");
+    for _ in 0..3 {
+        assert_eq!(
+            gate.told(&refused).await,
+            (503, "ledger_unavailable".to_owned())
+        );
+    }
+    let sent = bench.sent(&refused);
+    assert!(sent <= 1, "{sent}");
+
+    fs::remove_file(&filling).unwrap();
+    gate.wait_for_readiness(200).await;
+    to_its_end(&bench, &gate, &refused).await;
+    taken.push(refused);
+    assert_eq!(gate.refund("r-after").await.status, 200);
+    gate.end().await;
+
+    let gate = bench.start().await;
+    for key in &taken {
+        assert_eq!(gate.refund(key).await.status, 200, "{key}");
+        assert_eq!(bench.sent(key), 1, "{key}");
+    }
+    gate.end().await;
+    drop(mounted);
+}
+
+/// Writes until nothing more fits.
+fn fill(path: &Path) {
+    let mut file = File::create(path).unwrap();
+    for size in [64 << 10, 4 << 10, 1] {
+        while file.write_all(&vec![0; size]).is_ok() {}
+    }
+}
