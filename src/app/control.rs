@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -15,11 +14,7 @@ use crate::server;
 
 use super::drain::Life;
 use super::readiness::{QuarantineSeen, readiness};
-
-/// Between two looks for records whose time is over.
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
-/// Records forgotten in one go, so that nobody waits long for the ledger.
-const SWEEP_CHUNK: usize = 1000;
+use super::sweep::{PACE, keep_sweeping};
 
 /// What the control thread works with.
 pub(super) struct Control {
@@ -61,7 +56,7 @@ impl Control {
         ));
         let seen = Arc::clone(&control.quarantine);
         let looking = tokio::spawn(seen.keep_looking(Arc::clone(&control.ledger)));
-        let sweeping = tokio::spawn(sweep(Arc::clone(&control.ledger)));
+        let sweeping = tokio::spawn(keep_sweeping(Arc::clone(&control.ledger), PACE));
         let life = Arc::clone(&control.life);
         if control.common.looks_around() {
             let looking = keep_looking(Arc::clone(&control.gate));
@@ -80,23 +75,6 @@ impl Control {
         looking.abort();
         stop_admin.cancel();
         let _ = admin.await;
-    }
-}
-
-/// Forgets records whose time is over, in small chunks.
-async fn sweep(ledger: Arc<dyn Ledger>) {
-    loop {
-        tokio::time::sleep(SWEEP_EVERY).await;
-        loop {
-            match ledger.sweep(SWEEP_CHUNK).await {
-                Ok(swept) if swept < SWEEP_CHUNK as u64 => break,
-                Ok(_) => tokio::task::yield_now().await,
-                Err(error) => {
-                    tracing::warn!(%error, "expired records can't be forgotten now");
-                    break;
-                }
-            }
-        }
     }
 }
 

@@ -13,6 +13,7 @@ mod drain;
 mod ledger;
 pub mod offline;
 mod readiness;
+mod sweep;
 pub mod upkeep;
 
 use std::io;
