@@ -32,27 +32,44 @@ pub(in crate::ledger) fn whole_micros(time: SystemTime) -> SystemTime {
     time_of(micros(time))
 }
 
+/// The only headers of most answers.
+const USUAL_HEADERS: &str = r#"[["content-type","application/json"]]"#;
+
 /// `[["content-type","application/json"]]`; a value that is no visible ASCII as `{"hex": ...}`.
 pub(in crate::ledger) fn headers_text(headers: &[(HeaderName, HeaderValue)]) -> Cow<'static, str> {
     if let [(name, value)] = headers
         && name == http::header::CONTENT_TYPE
         && value == "application/json"
     {
-        return Cow::Borrowed(r#"[["content-type","application/json"]]"#);
+        return Cow::Borrowed(USUAL_HEADERS);
     }
-    let pairs = headers.iter().map(|(name, value)| {
-        let value = match value.to_str() {
-            Ok(text) => serde_json::Value::from(text),
-            Err(_) => {
-                serde_json::json!({ "hex": base16ct::lower::encode_string(value.as_bytes()) })
-            }
-        };
-        serde_json::json!([name.as_str(), value])
-    });
-    Cow::Owned(serde_json::Value::Array(pairs.collect()).to_string())
+    let mut text = String::with_capacity(64 * headers.len() + 2);
+    text.push('[');
+    for (name, value) in headers {
+        if text.len() > 1 {
+            text.push(',');
+        }
+        text.push('[');
+        push_json(&mut text, name.as_str());
+        text.push(',');
+        if let Ok(value) = value.to_str() {
+            push_json(&mut text, value);
+        } else {
+            text.push_str(r#"{"hex":"#);
+            push_json(&mut text, &base16ct::lower::encode_string(value.as_bytes()));
+            text.push('}');
+        }
+        text.push(']');
+    }
+    text.push(']');
+    Cow::Owned(text)
 }
 
 pub(in crate::ledger) fn headers_of(text: &str) -> Option<Vec<(HeaderName, HeaderValue)>> {
+    if text == USUAL_HEADERS {
+        let json = HeaderValue::from_static("application/json");
+        return Some(vec![(http::header::CONTENT_TYPE, json)]);
+    }
     let pairs: Vec<(String, serde_json::Value)> = serde_json::from_str(text).ok()?;
     let read = |(name, value): (String, serde_json::Value)| {
         let bytes = match &value {
