@@ -99,7 +99,8 @@ impl Meta {
         } = self;
         let mut update = connection.prepare_cached(
             "UPDATE meta SET generation = ?1, sequence = ?2, next_record = ?3, claimed = ?4, \
-             released = ?5, done = ?6, unknown = ?7, quarantine = ?8",
+             released = ?5, done = ?6, unknown = ?7, quarantine = ?8 \
+             WHERE only = 1",
         )?;
         update.execute((
             generation.cast_signed(),

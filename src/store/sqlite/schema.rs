@@ -18,6 +18,7 @@ const MIGRATIONS: &[&str] = &[FIRST];
 ///
 /// What carries the weight at ten million records: new keys go to random places of one index of
 /// 8-byte hashes alone. All other indexes grow at their end (by time) or are small (what isn't done).
+/// For a list of more than two words SQLite makes a table of its own with each row that it checks.
 const FIRST: &str = "
 CREATE TABLE meta (
     only INTEGER PRIMARY KEY CHECK (only = 1),
@@ -45,7 +46,7 @@ CREATE TABLE records (
     client TEXT NOT NULL,
     message TEXT NOT NULL,
     fingerprint BLOB NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('claimed', 'released', 'done', 'unknown')),
+    state TEXT NOT NULL CHECK (state IN ('claimed', 'released') OR state IN ('done', 'unknown')),
     attempt INTEGER NOT NULL,
     version INTEGER NOT NULL,
     owner INTEGER NOT NULL,

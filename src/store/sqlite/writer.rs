@@ -26,8 +26,14 @@ const BATCH: usize = 256;
 /// Jobs that may wait; more are refused. Calls in flight are bounded before this is reached.
 const QUEUE: usize = 16_384;
 
-/// Memory for pages of the file.
-pub(super) const CACHE_KIB: i64 = 16 * 1024;
+/// Memory for pages of the file, while it is small and once it is large.
+///
+/// Whenever SQLite splits a page it takes page 262,145 for its largest for a while, the one that locks
+/// lie on at 1 GiB; in a smaller file the commit then looks through all that is cached for pages behind
+/// the file's end. So the cache is small until then, when it holds what matters all the same.
+const SMALL_CACHE_KIB: i64 = 4 * 1024;
+const CACHE_KIB: i64 = 16 * 1024;
+const SMALL_PAGES: i64 = 262_145;
 
 /// Pages in the log at which it is brought back into the file: some 16 MiB.
 const CHECKPOINT_PAGES: u64 = 4000;
@@ -320,6 +326,8 @@ impl Work {
             // The rest, which came while the checkpointer worked.
             let _alone = lock(&self.shared.checkpointing);
             let _ = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()));
+            // With the cache that it has it works as well.
+            let _ = fit_cache(connection);
             return;
         }
         if self.log_pages() >= CHECKPOINT_PAGES {
@@ -438,6 +446,17 @@ impl Work {
         }
         *lock(&self.shared.trouble) = Some("the ledger is closed".to_owned());
     }
+}
+
+/// Gives the connection as much memory as a file of this size is worth.
+pub(super) fn fit_cache(connection: &Connection) -> rusqlite::Result<()> {
+    let pages: i64 = connection.pragma_query_value(None, "page_count", |row| row.get(0))?;
+    let cache = if pages < SMALL_PAGES {
+        SMALL_CACHE_KIB
+    } else {
+        CACHE_KIB
+    };
+    connection.pragma_update(None, "cache_size", -cache)
 }
 
 /// Why a batch failed.
