@@ -1,4 +1,5 @@
-//! The claims that this process holds, in memory: what a permit is answered from.
+//! The claims that this process holds, in memory: what a permit is answered from, and the rows that a
+//! settlement is about to change.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,10 +10,18 @@ use foldhash::quality::RandomState;
 use crate::ledger::transition::{self, Entry};
 use crate::ledger::{Fence, PermitError, RecordId, State};
 
-/// Claims that were granted and are committed. Never more than there are calls in flight.
+use super::rows::Stored;
+
+/// Rows that are kept at most: more than there are calls in flight, unless something goes wrong. A row
+/// that isn't kept is read from the file.
+const ROWS: usize = 4096;
+
+/// Claims that were granted. Never more than there are calls in flight.
 #[derive(Default)]
 pub(super) struct LiveClaims {
+    /// Those that are committed.
     claims: Mutex<HashMap<RecordId, LiveClaim, RandomState>>,
+    rows: Mutex<Rows>,
 }
 
 struct LiveClaim {
@@ -20,32 +29,56 @@ struct LiveClaim {
     may_run_until: SystemTime,
 }
 
-impl LiveClaims {
-    /// Follows what a committed batch made of a record.
-    pub(super) fn follow(&self, entry: &Entry) {
+/// The rows of claims as the running transaction has them, which spares a settlement to read what
+/// its claim wrote. Only the writer's thread looks at it, and every change of a row passes here.
+#[derive(Default)]
+struct Rows {
+    /// The [`crate::store::sqlite::Batch::opening`] that they are of.
+    opening: u64,
+    rows: HashMap<RecordId, Stored, RandomState>,
+}
+
+/// What a task made of a claim: counts once its batch is committed.
+pub(super) struct Touched {
+    record: RecordId,
+    claim: Option<LiveClaim>,
+}
+
+impl Touched {
+    pub(super) fn by(entry: &Entry) -> Self {
         let record = &entry.record;
-        let mut claims = self.claims();
         // After an alarm nothing more is sent for the record.
-        if record.state == State::Claimed && !record.alarmed {
-            let claim = LiveClaim {
+        let sendable = record.state == State::Claimed && !record.alarmed;
+        Self {
+            record: record.id,
+            claim: sendable.then(|| LiveClaim {
                 fence: entry.fence(),
                 may_run_until: record.may_run_until,
-            };
-            claims.insert(record.id, claim);
-        } else {
-            claims.remove(&record.id);
+            }),
         }
+    }
+}
+
+impl LiveClaims {
+    /// Follows what a committed batch made of a record.
+    pub(super) fn follow(&self, touched: Touched) {
+        let Touched { record, claim } = touched;
+        let mut claims = lock(&self.claims);
+        match claim {
+            Some(claim) => claims.insert(record, claim),
+            None => claims.remove(&record),
+        };
     }
 
     /// After a failure nobody gets a permit for a claim from before: whether it is still in the file
     /// is not known here.
     pub(super) fn forget_all(&self) {
-        self.claims().clear();
+        lock(&self.claims).clear();
     }
 
     /// For how long from now the attempt's first byte may go out.
     pub(super) fn permit(&self, fence: Fence, now: SystemTime) -> Result<Duration, PermitError> {
-        let claims = self.claims();
+        let claims = lock(&self.claims);
         match claims.get(&fence.record) {
             Some(claim) if claim.fence == fence => {
                 transition::permit_until(claim.may_run_until, now)
@@ -54,7 +87,33 @@ impl LiveClaims {
         }
     }
 
-    fn claims(&self) -> MutexGuard<'_, HashMap<RecordId, LiveClaim, RandomState>> {
-        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Keeps a claim's row as the running transaction has it; forgets one that is no claim any more.
+    pub(super) fn keep_row(&self, opening: u64, stored: Stored) {
+        let mut kept = self.rows(opening);
+        let record = &stored.entry.record;
+        if record.state == State::Claimed && kept.rows.len() < ROWS {
+            kept.rows.insert(record.id, stored);
+        } else {
+            kept.rows.remove(&record.id);
+        }
     }
+
+    /// Takes a claim's row out, if it is kept.
+    pub(super) fn take_row(&self, opening: u64, id: RecordId) -> Option<Stored> {
+        self.rows(opening).rows.remove(&id)
+    }
+
+    /// What was kept before the file was opened anew may not be what is in it.
+    fn rows(&self, opening: u64) -> MutexGuard<'_, Rows> {
+        let mut kept = lock(&self.rows);
+        if kept.opening != opening {
+            kept.rows.clear();
+            kept.opening = opening;
+        }
+        kept
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

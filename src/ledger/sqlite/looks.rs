@@ -26,8 +26,7 @@ fn stored(
     connection: &Connection,
     id: RecordId,
 ) -> rusqlite::Result<Result<Option<Stored>, Unreadable>> {
-    let mut select =
-        connection.prepare_cached(&format!("SELECT {COLUMNS} FROM records WHERE id = ?1"))?;
+    let mut select = connection.prepare_cached(rows::BY_ID)?;
     let found = select.query_row([id.0.cast_signed()], |row| Ok(rows::read(row)));
     Ok(found.optional()?.transpose())
 }

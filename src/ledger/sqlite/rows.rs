@@ -1,7 +1,8 @@
 //! Entries as rows of the file, and back.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -26,6 +27,26 @@ macro_rules! columns {
     ($first:ident $($name:ident)+) => {
         /// What a stored entry is selected as.
         pub(super) const COLUMNS: &str = concat!(stringify!($first), $(", ", stringify!($name)),+);
+
+        /// The record with an id.
+        pub(super) const BY_ID: &str = concat!(
+            "SELECT ", stringify!($first), $(", ", stringify!($name)),+,
+            " FROM records WHERE id = ?1",
+        );
+
+        /// The record of a message's hash, text, client and namespace.
+        pub(super) const BY_KEY: &str = concat!(
+            "SELECT ", stringify!($first), $(", ", stringify!($name)),+,
+            " FROM records WHERE message_hash = ?1 AND message = ?2 AND client = ?3 AND namespace = ?4",
+        );
+
+        /// The newest records of a week about a subject, by the subject's hash and text, and its client
+        /// and namespace.
+        pub(super) const BY_SUBJECT: &str = concat!(
+            "SELECT ", stringify!($first), $(", ", stringify!($name)),+,
+            " FROM records WHERE subject_week = ?1 AND subject_hash = ?2 \
+             AND subject = ?3 AND client = ?4 AND namespace = ?5 ORDER BY id DESC LIMIT ?6",
+        );
 
         #[expect(non_camel_case_types, reason = "they are named as in the schema")]
         #[derive(Clone, Copy, Debug)]
@@ -247,6 +268,40 @@ impl Reader<'_, '_> {
     }
 }
 
+/// Weeks that are looked at in one go.
+const WEEKS: usize = 16;
+
+/// For each number of weeks up to [`WEEKS`], up to the week ?1: whether there is any record about the
+/// subject with the hash ?2.
+static ANY_ABOUT: LazyLock<[String; WEEKS + 1]> = LazyLock::new(|| {
+    let one = |back: usize| {
+        format!(
+            "SELECT 1 FROM records INDEXED BY records_by_subject \
+             WHERE subject_week = ?1 - {back} AND subject_hash = ?2"
+        )
+    };
+    std::array::from_fn(|weeks| {
+        let all: Vec<_> = (0..weeks).map(one).collect();
+        all.join(" UNION ALL ") + " LIMIT 1"
+    })
+});
+
+/// Whether there may be records about a subject from these weeks. On most claims there are none, which
+/// one statement finds out sooner than one for each week.
+pub(super) fn any_about(
+    connection: &Connection,
+    weeks: RangeInclusive<i64>,
+    subject: &str,
+) -> rusqlite::Result<bool> {
+    let count = usize::try_from(weeks.end() - weeks.start() + 1).unwrap_or(usize::MAX);
+    match ANY_ABOUT.get(count) {
+        Some(sql) if count > 0 => connection
+            .prepare_cached(sql)?
+            .exists(params![weeks.end(), hash(subject)]),
+        _ => Ok(true),
+    }
+}
+
 /// Adds a new record.
 pub(super) fn insert(connection: &Connection, stored: &Stored) -> rusqlite::Result<()> {
     let Stored {
@@ -306,7 +361,10 @@ pub(super) fn insert(connection: &Connection, stored: &Stored) -> rusqlite::Resu
 }
 
 /// Writes what may have changed of a record.
-pub(super) fn update(connection: &Connection, stored: &Stored) -> rusqlite::Result<()> {
+///
+/// # Errors
+/// SQLite's; and where the record isn't there.
+pub(super) fn update(connection: &Connection, stored: &mut Stored) -> rusqlite::Result<()> {
     let Stored {
         entry,
         events,
@@ -322,7 +380,7 @@ pub(super) fn update(connection: &Connection, stored: &Stored) -> rusqlite::Resu
          answer_body = ?17, request_headers = ?18, \
          request_body = ?19, events = ?20 WHERE id = ?1",
     )?;
-    update.execute(params![
+    let updated = update.execute(params![
         record.id.0.cast_signed(),
         record.state.as_str(),
         record.attempt,
@@ -347,12 +405,17 @@ pub(super) fn update(connection: &Connection, stored: &Stored) -> rusqlite::Resu
         entry.request.as_ref().map(|request| &*request.body),
         events.as_str(),
     ])?;
+    if updated != 1 {
+        // Somebody else has written to the file: it is to be looked at anew.
+        return Err(rusqlite::Error::StatementChangedRows(updated));
+    }
     let week = week(record.updated_at);
     // Seldom, and apart: named in the statement above, its index would be written anew every time.
     if entry.subject.is_some() && week != *filed {
         let mut file =
             connection.prepare_cached("UPDATE records SET subject_week = ?2 WHERE id = ?1")?;
         file.execute(params![record.id.0.cast_signed(), week])?;
+        *filed = week;
     }
     Ok(())
 }

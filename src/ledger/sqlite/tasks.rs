@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rusqlite::{OptionalExtension as _, params};
+use smallvec::SmallVec;
 
 use crate::clock::Clock;
 use crate::ledger::transition::{self, Entry, Moment, Siblings, Step};
@@ -14,8 +15,8 @@ use crate::ledger::{
 use crate::store::sqlite::{Batch, Job, StoreError};
 
 use super::failed;
-use super::live::LiveClaims;
-use super::rows::{self, COLUMNS, Stored, Unreadable, hash, place, week};
+use super::live::{LiveClaims, Touched};
+use super::rows::{self, Stored, Unreadable, hash, place, week};
 use crate::ledger::texts::{micros, whole_micros};
 
 /// Records forgotten in one batch: the others in it wait for them.
@@ -32,7 +33,7 @@ const EVENT_WEEKS: i64 = 8;
 const PAYMENT_WEEKS: i64 = 1;
 
 /// Records about one subject that are looked at, the newest first.
-const SIBLINGS: usize = 1000;
+const SIBLINGS: i64 = 1000;
 
 /// What is kept of the file's own journal.
 const JOURNAL_ROWS: i64 = 10_000;
@@ -40,17 +41,21 @@ const JOURNAL_ROWS: i64 = 10_000;
 /// A transaction with what tasks need in it.
 pub(super) struct Scope<'b, 'c> {
     batch: &'b mut Batch<'c>,
+    live: &'b LiveClaims,
     now: SystemTime,
-    /// Entries as this task left them, for [`LiveClaims`] once the batch is committed.
-    touched: Vec<Entry>,
+    /// What this task made of claims, for [`LiveClaims`] once the batch is committed.
+    touched: AllTouched,
 }
+
+/// A claim or a settlement touches one record.
+type AllTouched = SmallVec<[Touched; 1]>;
 
 type Sql<T> = rusqlite::Result<T>;
 
 /// A task whose work is a closure.
 pub(super) struct Task<T, E, W, R> {
     work: Option<W>,
-    done: Option<(Result<T, E>, Vec<Entry>)>,
+    done: Option<(Result<T, E>, AllTouched)>,
     reply: R,
     clock: Clock,
     live: Arc<LiveClaims>,
@@ -81,7 +86,7 @@ where
 {
     fn run(&mut self, batch: &mut Batch<'_>) -> Sql<()> {
         if let Some(work) = self.work.take() {
-            let mut scope = Scope::new(batch, &self.clock);
+            let mut scope = Scope::new(batch, &self.clock, &self.live);
             let reply = work(&mut scope)?;
             self.done = Some((reply, scope.touched));
         }
@@ -92,7 +97,9 @@ where
         let Some((reply, touched)) = self.done else {
             return;
         };
-        touched.iter().for_each(|entry| self.live.follow(entry));
+        touched
+            .into_iter()
+            .for_each(|touched| self.live.follow(touched));
         (self.reply)(reply);
     }
 
@@ -106,7 +113,7 @@ where
 /// A claim: should its batch fail, it is released, since nobody was told of it.
 pub(super) struct ClaimTask<R> {
     claim: Option<Claim>,
-    done: Option<(Result<ClaimOutcome, LedgerError>, Vec<Entry>)>,
+    done: Option<(Result<ClaimOutcome, LedgerError>, AllTouched)>,
     reply: R,
     clock: Clock,
     live: Arc<LiveClaims>,
@@ -133,7 +140,7 @@ where
 {
     fn run(&mut self, batch: &mut Batch<'_>) -> Sql<()> {
         if let Some(claim) = self.claim.take() {
-            let mut scope = Scope::new(batch, &self.clock);
+            let mut scope = Scope::new(batch, &self.clock, &self.live);
             let reply = scope.claim(claim)?;
             self.done = Some((reply, scope.touched));
         }
@@ -144,7 +151,9 @@ where
         let Some((reply, touched)) = self.done else {
             return;
         };
-        touched.iter().for_each(|entry| self.live.follow(entry));
+        touched
+            .into_iter()
+            .for_each(|touched| self.live.follow(touched));
         (self.reply)(reply);
     }
 
@@ -167,7 +176,7 @@ pub(super) fn release(fence: Fence, clock: Clock, live: Arc<LiveClaims>) -> Box<
         fence,
         clock,
         live,
-        touched: Vec::new(),
+        touched: AllTouched::new(),
     })
 }
 
@@ -175,12 +184,12 @@ struct Release {
     fence: Fence,
     clock: Clock,
     live: Arc<LiveClaims>,
-    touched: Vec<Entry>,
+    touched: AllTouched,
 }
 
 impl Job for Release {
     fn run(&mut self, batch: &mut Batch<'_>) -> Sql<()> {
-        let mut scope = Scope::new(batch, &self.clock);
+        let mut scope = Scope::new(batch, &self.clock, &self.live);
         let abandoned = Settlement::Released("claim_abandoned".into());
         if let Err(error) = scope.settle(self.fence, abandoned)? {
             tracing::error!(record = %self.fence.record, %error, "an abandoned claim could not be released");
@@ -190,9 +199,8 @@ impl Job for Release {
     }
 
     fn committed(self: Box<Self>) {
-        self.touched
-            .iter()
-            .for_each(|entry| self.live.follow(entry));
+        let touched = self.touched.into_iter();
+        touched.for_each(|touched| self.live.follow(touched));
     }
 
     fn failed(self: Box<Self>, _: &StoreError) -> Option<Box<dyn Job>> {
@@ -236,11 +244,12 @@ pub(super) fn lapse(
 }
 
 impl<'b, 'c> Scope<'b, 'c> {
-    fn new(batch: &'b mut Batch<'c>, clock: &Clock) -> Self {
+    fn new(batch: &'b mut Batch<'c>, clock: &Clock, live: &'b LiveClaims) -> Self {
         Self {
             batch,
+            live,
             now: whole_micros(clock.now()),
-            touched: Vec::new(),
+            touched: AllTouched::new(),
         }
     }
 
@@ -305,17 +314,13 @@ impl<'b, 'c> Scope<'b, 'c> {
         let stored = Stored::new(entry, step.event);
         rows::insert(self.batch.connection, &stored)?;
         self.batch.meta.counts[place(stored.entry.record.state)] += 1;
-        self.batch.wrote();
-        self.touched.push(stored.entry);
+        self.written(stored);
         Ok(Ok(step.reply))
     }
 
     /// The record of a claim's key.
     fn find(&self, claim: &Claim) -> Sql<Result<Option<Stored>, Unreadable>> {
-        let mut select = self.batch.connection.prepare_cached(&format!(
-            "SELECT {COLUMNS} FROM records WHERE message_hash = ?1 AND message = ?2 \
-             AND client = ?3 AND namespace = ?4"
-        ))?;
+        let mut select = self.batch.connection.prepare_cached(rows::BY_KEY)?;
         let key = &claim.key;
         let found = select.query_row(
             params![
@@ -344,19 +349,21 @@ impl<'b, 'c> Scope<'b, 'c> {
             SubjectRule::Payment { window, .. } => weeks_of(*window) + PAYMENT_WEEKS,
         };
         let now = week(self.now);
-        let mut select = self.batch.connection.prepare_cached(&format!(
-            "SELECT {COLUMNS} FROM records WHERE subject_week = ?1 AND subject_hash = ?2 \
-             AND subject = ?3 AND client = ?4 AND namespace = ?5 ORDER BY id DESC LIMIT {SIBLINGS}"
-        ))?;
-        let own = known.map(|known| known.entry.record.id);
         // A week ahead too, should the clock have gone back.
-        for week in (now - back..=now + 1).rev() {
+        let weeks = (now - back)..=(now + 1);
+        if !rows::any_about(self.batch.connection, weeks.clone(), &subject.id)? {
+            return Ok(Ok(siblings));
+        }
+        let mut select = self.batch.connection.prepare_cached(rows::BY_SUBJECT)?;
+        let own = known.map(|known| known.entry.record.id);
+        for week in weeks.rev() {
             let mut found = select.query(params![
                 week,
                 hash(&subject.id),
                 &*subject.id,
                 &*claim.key.client,
-                &*claim.key.namespace
+                &*claim.key.namespace,
+                SIBLINGS
             ])?;
             while let Some(row) = found.next()? {
                 let other = match rows::read(row) {
@@ -412,10 +419,10 @@ impl<'b, 'c> Scope<'b, 'c> {
     }
 
     fn stored(&self, id: RecordId) -> Sql<Result<Option<Stored>, Unreadable>> {
-        let mut select = self
-            .batch
-            .connection
-            .prepare_cached(&format!("SELECT {COLUMNS} FROM records WHERE id = ?1"))?;
+        if let Some(kept) = self.live.take_row(self.batch.opening, id) {
+            return Ok(Ok(Some(kept)));
+        }
+        let mut select = self.batch.connection.prepare_cached(rows::BY_ID)?;
         let found = select.query_row([id.0.cast_signed()], |row| Ok(rows::read(row)));
         Ok(found.optional()?.transpose())
     }
@@ -429,14 +436,20 @@ impl<'b, 'c> Scope<'b, 'c> {
         } = step;
         if changed || event.is_some() {
             stored.events.extend(event.as_ref());
-            rows::update(self.batch.connection, &stored)?;
+            rows::update(self.batch.connection, &mut stored)?;
             let counts = &mut self.batch.meta.counts;
             counts[place(before)] = counts[place(before)].saturating_sub(1);
             counts[place(stored.entry.record.state)] += 1;
-            self.batch.wrote();
-            self.touched.push(stored.entry);
+            self.written(stored);
         }
         Ok(reply)
+    }
+
+    /// A record's row is now this.
+    fn written(&mut self, stored: Stored) {
+        self.batch.wrote();
+        self.touched.push(Touched::by(&stored.entry));
+        self.live.keep_row(self.batch.opening, stored);
     }
 
     pub(super) fn sweep(&mut self, now: SystemTime, limit: usize) -> Sql<Result<u64, LedgerError>> {

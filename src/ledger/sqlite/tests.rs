@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 
 use super::*;
-use crate::ledger::conformance::{End, Fixture, Reopened, durable_suite, suite};
+use crate::ledger::conformance::{End, Fixture, Reopened, durable_suite, refund, success, suite};
+use crate::ledger::{ClaimOutcome, LedgerError, State};
 use crate::store::sqlite::Options;
 
 fn options(directory: &Path) -> Options {
@@ -90,3 +91,48 @@ fn as_killed(directory: &Path) -> TempDir {
 
 suite!(super::open);
 durable_suite!(super::open);
+
+/// Deletes a record behind the store's back, as nothing does that keeps to the lock.
+fn delete_behind(directory: &Path, id: RecordId) {
+    let connection = rusqlite::Connection::open(options(directory).path).unwrap();
+    connection.busy_timeout(Duration::from_secs(10)).unwrap();
+    let deleted = connection.execute("DELETE FROM records WHERE id = ?1", [id.0.cast_signed()]);
+    assert_eq!(deleted, Ok(1));
+}
+
+/// Settlements write the rows that their claims left in memory. Where the file turns out to hold
+/// something else, memory doesn't count any more, neither for this record nor for the others.
+#[tokio::test]
+async fn rows_in_memory_give_way_to_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
+    let (clock, _hands) = Clock::manual(start);
+    let (ledger, _) = open_in(directory.path(), &clock).await;
+    let mut fences = Vec::new();
+    for message in ["gone", "gone too", "there"] {
+        match ledger.claim(refund(message)).await.unwrap() {
+            ClaimOutcome::Granted(fence, _) => fences.push(fence),
+            other => panic!("not granted: {other:?}"),
+        }
+    }
+    delete_behind(directory.path(), fences[0].record);
+    delete_behind(directory.path(), fences[1].record);
+    let failed = ledger.settle(fences[0], success()).await;
+    assert!(matches!(failed, Err(LedgerError::Failed(_))), "{failed:?}");
+
+    let opened_again = async {
+        while ledger.trouble().is_some() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let within = Duration::from_secs(20);
+    tokio::time::timeout(within, opened_again).await.unwrap();
+    let superseded = Settled::Superseded(State::Done);
+    assert_eq!(
+        ledger.settle(fences[0], success()).await,
+        Ok(superseded.clone())
+    );
+    assert_eq!(ledger.settle(fences[1], success()).await, Ok(superseded));
+    let settled = ledger.settle(fences[2], success()).await;
+    assert_eq!(settled, Ok(Settled::Recorded(State::Done)));
+}

@@ -72,6 +72,8 @@ pub struct Batch<'c> {
     pub connection: &'c Connection,
     /// The file's state as the batch leaves it.
     pub meta: Meta,
+    /// Another one after every failure: what a job remembers of the file from before doesn't count.
+    pub opening: u64,
     wrote: bool,
 }
 
@@ -114,6 +116,7 @@ impl Writer {
             meta,
             watermark,
             usable: Some(connection),
+            opening: 0,
             undo: Vec::new(),
             damaged: false,
             reopen_at: Instant::now(),
@@ -166,6 +169,8 @@ struct Work {
     watermark: Watermark,
     /// None after a failure, until the file was opened anew.
     usable: Option<Connection>,
+    /// Counts failures: see [`Batch::opening`].
+    opening: u64,
     undo: Vec<Box<dyn Job>>,
     /// The file is past what waiting mends.
     damaged: bool,
@@ -287,6 +292,7 @@ impl Work {
         let mut batch = Batch {
             connection,
             meta: self.meta.clone(),
+            opening: self.opening,
             wrote: false,
         };
         let ran = catch_unwind(AssertUnwindSafe(|| {
@@ -337,6 +343,7 @@ impl Work {
 
     /// Nothing of the batch counts. What is on disk of it is found out by opening the file anew.
     fn fail(&mut self, connection: Connection, jobs: Vec<Box<dyn Job>>, failure: &Failure) {
+        self.opening += 1;
         let error = StoreError(failure.to_string());
         tracing::error!(%error, jobs = jobs.len(), "the ledger could not commit: nothing is forwarded until it can");
         self.damaged = failure.is_damage();
