@@ -13,142 +13,15 @@ Needs Debian's wrk, nginx and haproxy. Everything listens on loopback and stops 
 
 import argparse
 import base64
-import hashlib
-import hmac
 import json
-import os
 import pathlib
 import shutil
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 
-CLIENT = "RLCKb7Ae9kx4DXtXsCWjnDXtggFnM43W"
-SECRET = "a-secret-for-measuring"
-REPO = pathlib.Path(__file__).resolve().parents[2]
-TICK = os.sysconf("SC_CLK_TCK")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def signed(body):
-    timestamp = str(int(time.time() * 1000))
-    payload = f"{timestamp}.{CLIENT}.".encode() + body
-    encoded = base64.urlsafe_b64encode(payload).rstrip(b"=")
-    return timestamp, hmac.new(SECRET.encode(), encoded, hashlib.sha256).hexdigest()
-
-
-def request(path, number, size, forge=False):
-    body = (
-        f'{{"tiki_transaction_id":"t-{number}","transaction_amount":150000,"transaction_id":"p-{number}",'
-        f'"status":"SUCCESS","reason_of_the_call":"'
-    )
-    if path.endswith("refund"):
-        body = body.replace('"status":"SUCCESS","reason_of_the_call"', f'"request_id":"r-{number}","reason"')
-    body = (body + "x" * (size - len(body) - 2) + '"}').encode()
-    timestamp, signature = signed(body)
-    if forge:
-        signature = signature[:-1] + ("1" if signature[-1] == "0" else "0")
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: gate\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        f"X-Tikivip-Timestamp: {timestamp}\r\nX-Tikivip-Client-Id: {CLIENT}\r\nX-Tikivip-Signature: {signature}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-# wrk's own requests would be one and the same: this hands out prepared ones, each thread its own part.
-WRK_SCRIPT = """
-local threads = 0
-function setup(thread) thread:set("part", threads); threads = threads + 1 end
-function init(args)
-  local file = assert(io.open("%(file)s", "rb"))
-  requests, at = {}, 0
-  local number = 0
-  while true do
-    local size = file:read(8)
-    if not size then break end
-    local text = file:read(tonumber(size))
-    if number %% %(threads)d == part then requests[#requests + 1] = text end
-    number = number + 1
-  end
-end
-function request() at = at + 1; return requests[at] or os.exit(9) end
-function response(status) if status ~= %(status)d then bad = (bad or 0) + 1 end end
-function done(summary, latency)
-  io.write(string.format("RESULT %%d %%d %%d %%d\\n", summary.requests, summary.duration, latency:percentile(50), latency:percentile(99)))
-end
-"""
-
-
-class Process:
-    """A server of this run, with the CPU time of all its processes."""
-
-    def __init__(self, command, port, log):
-        self.process = subprocess.Popen(
-            command, stdout=open(log, "wb"), stderr=subprocess.STDOUT, start_new_session=True
-        )
-        self.port = port
-        deadline = time.time() + 15
-        while time.time() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return
-            time.sleep(0.05)
-        sys.exit(f"{command[0]} does not listen: {open(log).read()}")
-
-    def pids(self):
-        found, waiting = [], [self.process.pid]
-        while waiting:
-            pid = waiting.pop()
-            found.append(pid)
-            for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
-                waiting += [int(child) for child in task.read_text().split()]
-        return found
-
-    def cpu_seconds(self):
-        ticks = 0
-        for pid in self.pids():
-            fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / TICK
-
-    def rss_mib(self):
-        pages = sum(int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.pids())
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-    def stop(self):
-        try:
-            os.killpg(self.process.pid, signal.SIGTERM)
-            self.process.wait(timeout=5)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            self.process.kill()
-            self.process.wait()
-
-
-def nginx(directory, port, upstream=None):
-    location = 'return 200 "{\\"data\\":{\\"status\\":\\"success\\"}}";'
-    block = ""
-    if upstream:
-        location = "proxy_pass http://backend; proxy_http_version 1.1; proxy_set_header Connection '';"
-        block = f"upstream backend {{ server 127.0.0.1:{upstream}; keepalive 64; }}"
-    config = directory / f"nginx-{port}.conf"
-    config.write_text(
-        f"""daemon off; master_process off; pid {directory}/nginx-{port}.pid; error_log stderr crit;
-events {{ worker_connections 4096; }}
-http {{ access_log off; default_type application/json; keepalive_requests 100000000; client_body_buffer_size 128k;
-client_body_temp_path {directory}/b{port}; proxy_temp_path {directory}/p{port}; fastcgi_temp_path {directory}/f{port};
-uwsgi_temp_path {directory}/u{port}; scgi_temp_path {directory}/s{port};
-{block} server {{ listen 127.0.0.1:{port} backlog=1024; location / {{ {location} }} }} }}"""
-    )
-    return Process(["nginx", "-c", str(config), "-p", str(directory)], port, directory / f"nginx-{port}.log")
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from common import MEMORY, SECRET, Process, free_port, load, prepare, nginx, request, tikigate, write_calls
 
 
 def haproxy(directory, port, backend):
@@ -182,53 +55,6 @@ backend legacy
     return Process(["haproxy", "-db", "-f", str(config)], port, directory / "haproxy.log")
 
 
-def tikigate(directory, name, port, admin, backend):
-    folder = directory / name
-    folder.mkdir()
-    secret = folder / "secret"
-    secret.touch(mode=0o600)
-    secret.write_text(SECRET)
-    config = folder / "tikigate.toml"
-    config.write_text(
-        f"""[server]
-listen = "127.0.0.1:{port}"
-workers = 1
-drain_delay = "0s"
-per_address = {{ per_second = 1000000, burst = 1000000 }}
-[admin]
-listen = "127.0.0.1:{admin}"
-[upstreams.legacy]
-url = "http://127.0.0.1:{backend}"
-max_in_flight = 256
-[signature]
-max_remembered = 16000000
-[[clients]]
-id = "{CLIENT}"
-secrets = [{{ name = "now", file = "secret" }}]
-rate = {{ per_second = 1000000, burst = 1000000 }}
-[[routes]]
-name = "any"
-path = "/any"
-payload = "any"
-[[routes]]
-name = "ipn"
-path = "/ipn"
-payload = "transaction_ipn"
-[[routes]]
-name = "refund"
-path = "/refund"
-payload = "refund"
-[ledger]
-store = "memory"
-allow_volatile = true
-max_records = 50000000
-max_bytes = "16GiB"
-"""
-    )
-    binary = REPO / "target/release/tikigate"
-    return Process([str(binary), "serve", "--config", str(config)], port, folder / "log")
-
-
 class Target:
     """A server and the calls that are sent to it."""
 
@@ -240,35 +66,22 @@ class Target:
 
 def measure(target, directory, args, first_number):
     calls = directory / "calls"
-    count = args.calls
-    with open(calls, "wb") as file:
-        one = request(target.path, first_number, args.size, target.forge)
-        for number in range(first_number, first_number + count):
-            text = one if target.repeat else request(target.path, number, args.size, target.forge)
-            file.write(b"%8d" % len(text) + text)
-    script = directory / "calls.lua"
-    script.write_text(WRK_SCRIPT % {"file": calls, "threads": 1, "status": target.status})
+    one = request(target.path, first_number, args.size, target.forge)
+    numbers = range(first_number, first_number + args.calls)
+    texts = (one if target.repeat else request(target.path, number, args.size, target.forge) for number in numbers)
+    write_calls(calls, texts)
     before = target.process.cpu_seconds()
-    command = ["wrk", "-t1", f"-c{args.connections}", f"-d{args.seconds}s", "-s", str(script),
-               f"http://127.0.0.1:{target.process.port}{target.path}"]
-    run = subprocess.run(command, capture_output=True, text=True)
+    seen = load(target.name, calls, target.process.port, args.seconds, args.connections)
     used = target.process.cpu_seconds() - before
-    line = next((line for line in run.stdout.splitlines() if line.startswith("RESULT")), None)
-    if run.returncode == 9 or line is None:
-        sys.exit(f"{target.name}: the prepared calls ran out; give more with --calls\n{run.stdout}{run.stderr}")
-    requests, micros, p50, p99 = map(int, line.split()[1:])
-    failures = 0
-    for text in run.stdout.splitlines():
-        if "Non-2xx" in text:
-            failures = int(text.split()[-1])
-    expected_failures = requests if target.status != 200 else 0
+    answered = seen["answered"]
+    expected = answered if target.status != 200 else 0
     return {
-        "cpu_us": used * 1e6 / requests,
-        "per_second": requests * 1e6 / micros,
-        "p50_ms": p50 / 1000,
-        "p99_ms": p99 / 1000,
+        "cpu_us": used * 1e6 / answered,
+        "per_second": seen["per_second"],
+        "p50_ms": seen["p50_ms"],
+        "p99_ms": seen["p99_ms"],
         "rss_mib": target.process.rss_mib(),
-        "unexpected": abs(failures - expected_failures),
+        "unexpected": abs(seen["refused"] - expected) + seen["broken"],
     }
 
 
@@ -283,9 +96,7 @@ def main():
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     args.calls = args.calls or args.seconds * 120_000
-    missing = [tool for tool in ("wrk", "nginx", "haproxy") if not shutil.which(tool)]
-    if missing:
-        sys.exit(f"missing: {' '.join(missing)} (apt-get install {' '.join(missing)})")
+    prepare("wrk", "nginx", "haproxy")
 
     directory = pathlib.Path(tempfile.mkdtemp(prefix="tikigate-peers-"))
     running = []
@@ -295,7 +106,7 @@ def main():
         peers = {
             "haproxy": haproxy(directory, free_port(), backend.port),
             "nginx": nginx(directory, free_port(), backend.port),
-            "gate": tikigate(directory, "gate", free_port(), free_port(), backend.port),
+            "gate": tikigate(directory / "gate", free_port(), backend.port, MEMORY),
         }
         running += peers.values()
         gate = peers["gate"]
