@@ -112,10 +112,7 @@ pub fn verify(
     let records = check_records(snapshot.connection(), &meta, &mut |done, all| {
         told(Stage::CheckingRecords(done, all));
     });
-    checked.extend(records.map_err(|error| OpenError::Sql {
-        path: path.to_path_buf(),
-        error,
-    })?);
+    checked.extend(records.map_err(|error| snapshot.understood(error))?);
     if let Some(watermark) = watermark {
         checked.push(check_watermark(&snapshot, watermark)?);
     }

@@ -7,6 +7,7 @@ use super::record::{not_understood, understand_all};
 use super::text::Writer;
 use crate::cli::admin_client::AdminClient;
 use crate::cli::failure::Failure;
+use crate::cli::progress::Progress;
 use crate::cli::terminal;
 
 /// Records that the admin API gives at once.
@@ -123,6 +124,9 @@ pub(super) fn fetch(
     wanted: Wanted,
     limit: usize,
 ) -> Result<(Vec<Value>, Option<String>), Failure> {
+    let mut stderr = std::io::stderr();
+    // Gone before anything is written to standard output.
+    let mut progress = Progress::on_stderr(&mut stderr, false);
     let mut pages = Pages::new(client, wanted);
     let mut records = Vec::new();
     while records.len() < limit {
@@ -130,6 +134,13 @@ pub(super) fn fetch(
             Some(found) => records.extend(found),
             None => break,
         }
+        progress.tell(|| {
+            let after = pages.after().unwrap_or_default();
+            format!(
+                "looked through the ledger up to {}",
+                terminal::escape(after)
+            )
+        });
     }
     Ok((records, pages.after().map(str::to_owned)))
 }
@@ -151,7 +162,8 @@ pub(super) fn find(
     let (records, _) = fetch(client, wanted, ALIKE)?;
     match understand_all(records)?.as_slice() {
         [] => Err(Failure::Other(format!(
-            "no record has the key `{}`",
+            "no record has the key `{0}`; tikigate ledger list --reference {0} looks for it in the \
+             messages' other fields",
             terminal::escape(key)
         ))),
         [only] => show(client, &only.id),

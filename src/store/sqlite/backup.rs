@@ -177,6 +177,9 @@ fn copy_pages(snapshot: &Snapshot, copy: &mut Connection, told: Told<'_>) -> Res
                 });
             }
         }
+        if snapshot.must_give_way() {
+            return Err(OpenError::GaveWay(snapshot.path().to_path_buf()));
+        }
         let pages = |number: i32| u64::try_from(number).unwrap_or(0);
         let progress = copying.progress();
         let total = pages(progress.pagecount);

@@ -121,6 +121,11 @@ pub enum OpenError {
     /// There is one where a new one is to be made.
     #[error("{0}: is there already, and is not overwritten: name another file")]
     Exists(PathBuf),
+    /// A look was given up, so that a gate can start.
+    #[error(
+        "{0}: the gate that used this ledger has ended meanwhile, and must be let start: try again when it runs"
+    )]
+    GaveWay(PathBuf),
     /// It went away while it was used.
     #[error(
         "{0}: the ledger's file is gone while the gate runs: stop the gate, and put the file or a backup of it back"
@@ -501,6 +506,7 @@ pub(super) fn understood(path: &Path, error: rusqlite::Error) -> OpenError {
             path,
             what: "this is no SQLite file",
         },
+        Some(ErrorCode::OperationInterrupted) => OpenError::GaveWay(path),
         Some(ErrorCode::DatabaseCorrupt) => OpenError::Damaged {
             path,
             detail: error.to_string(),

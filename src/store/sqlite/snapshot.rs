@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -15,13 +15,22 @@ use super::schema;
 /// How long a look waits for a writer in a moment that allows none beside it.
 const BUSY: Duration = Duration::from_secs(5);
 
-/// A ledger's file, seen as it was when this was opened. A gate may go on writing meanwhile; its log
-/// can't be emptied until this is dropped.
+/// Between two looks at whether the gate is still there.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Steps of SQLite's between two looks at the clock.
+const LOOK_STEPS: i32 = 10_000;
+
+/// A ledger's file, seen as it was when this was opened. A gate may go on writing meanwhile.
+///
+/// As long as somebody looks, the log that stood there can't be emptied, and without that no gate
+/// starts. So a look gives way when the gate that used the file has ended: it is to start again.
 #[derive(Debug)]
 pub struct Snapshot {
     connection: Connection,
     path: PathBuf,
     version: i32,
+    /// A gate used the file when this was opened.
+    in_use: bool,
 }
 
 impl Snapshot {
@@ -36,7 +45,7 @@ impl Snapshot {
         open::check_header(path)?;
         let sql = |error| understood(path, error);
         let left_over = fs::metadata(with_added(path, "-wal")).is_ok_and(|log| log.len() > 0);
-        let connection = connect(path).map_err(sql)?;
+        let mut connection = connect(path).map_err(sql)?;
         connection.busy_timeout(BUSY).map_err(sql)?;
         // A log that a gate left behind stays as evidence, and for the gate's own start.
         let keep = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
@@ -45,6 +54,10 @@ impl Snapshot {
                        PRAGMA cache_size = -4096; PRAGMA temp_store = MEMORY; \
                        PRAGMA trusted_schema = OFF; PRAGMA query_only = ON; BEGIN";
         connection.execute_batch(pragmas).map_err(sql)?;
+        let in_use = is_in_use(path);
+        if in_use {
+            give_way(&mut connection, path).map_err(sql)?;
+        }
         let version = open::identify(&connection, path)?;
         if version == 0 {
             return Err(OpenError::Foreign {
@@ -56,7 +69,13 @@ impl Snapshot {
             connection,
             path: path.to_path_buf(),
             version,
+            in_use,
         })
+    }
+
+    /// Whether the gate is gone that used the file: for long work that SQLite has no part in.
+    pub(super) fn must_give_way(&self) -> bool {
+        self.in_use && !is_in_use(&self.path)
     }
 
     /// The process that uses the ledger at `path`, if one does; a process without a number is one
@@ -95,6 +114,11 @@ impl Snapshot {
         self.version == schema::VERSION
     }
 
+    /// SQLite's error as one about this file.
+    pub fn understood(&self, error: rusqlite::Error) -> OpenError {
+        understood(&self.path, error)
+    }
+
     /// What holds for the whole file.
     ///
     /// # Errors
@@ -106,6 +130,26 @@ impl Snapshot {
             detail: "its own row in the table meta is gone".to_owned(),
         })
     }
+}
+
+/// Whether a gate uses the ledger at `path`.
+fn is_in_use(path: &Path) -> bool {
+    matches!(ProcessLock::probe(path), Err(LockError::Taken(_)))
+}
+
+/// Lets SQLite interrupt its own work when the gate is gone that uses the file now. Nobody's lock is
+/// tried for that as long as it is held.
+fn give_way(connection: &mut Connection, path: &Path) -> rusqlite::Result<()> {
+    let path = path.to_path_buf();
+    let mut looked = Instant::now();
+    let gone = move || {
+        if looked.elapsed() < LOOK_EVERY {
+            return false;
+        }
+        looked = Instant::now();
+        !is_in_use(&path)
+    };
+    connection.progress_handler(LOOK_STEPS, Some(gone))
 }
 
 /// Writing is allowed only because a file whose log was left behind can't be read otherwise.

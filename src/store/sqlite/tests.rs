@@ -340,3 +340,36 @@ async fn a_panic_in_a_job_ends_its_batch_and_not_the_store() {
     }
     assert_eq!(noted(&database).await, ["after"]);
 }
+
+#[tokio::test]
+async fn a_look_gives_way_when_the_gate_has_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (database, _) = open(directory.path());
+    note(&database, "a").await.unwrap();
+    let snapshot = Snapshot::open(&directory.path().join("ledger.db")).unwrap();
+    assert!(!snapshot.must_give_way());
+    let count = "WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT ?1) \
+                 SELECT count(*) FROM n";
+    let counted = |limit: i64| -> Result<i64, OpenError> {
+        let counted = snapshot
+            .connection()
+            .query_row(count, [limit], |row| row.get(0));
+        counted.map_err(|error| snapshot.understood(error))
+    };
+    assert_eq!(counted(100_000).unwrap(), 100_000);
+    database.close().await;
+    assert!(snapshot.must_give_way());
+    // Without end, but for that.
+    let told = counted(i64::MAX).unwrap_err();
+    assert!(matches!(told, OpenError::GaveWay(_)), "{told}");
+}
+
+#[tokio::test]
+async fn a_file_that_no_gate_uses_is_looked_at_to_the_end() {
+    let directory = used(1).await;
+    let snapshot = Snapshot::open(&directory.path().join("ledger.db")).unwrap();
+    let (database, _) = open(directory.path());
+    database.close().await;
+    assert!(!snapshot.must_give_way());
+    assert_eq!(snapshot.meta().unwrap().sequence, 1);
+}

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
@@ -48,6 +48,8 @@ pub(crate) struct Table {
     lifted: Mutex<Option<(String, String)>>,
     /// Rows that one page looks at.
     looked_at: AtomicUsize,
+    /// Somebody resolves the record that is shown next, before whoever sees it can.
+    faster: AtomicBool,
 }
 
 impl Table {
@@ -59,7 +61,13 @@ impl Table {
             quarantine: Mutex::default(),
             lifted: Mutex::default(),
             looked_at: AtomicUsize::new(usize::MAX),
+            faster: AtomicBool::new(false),
         }
+    }
+
+    /// Lets somebody resolve the record that is shown next, before whoever sees it can.
+    pub(crate) fn be_faster(&self) {
+        self.faster.store(true, Ordering::SeqCst);
     }
 
     /// From now on one page looks at so many rows at most, so that it may be short or empty.
@@ -268,9 +276,16 @@ impl Ledger for Table {
 
     fn get(&self, id: RecordId) -> Reply<Result<Option<Record>, LedgerError>> {
         self.reply(|| {
-            let rows = self.rows.lock().unwrap();
-            let row = rows.iter().find(|(row, _)| row.id == id);
-            Ok(row.map(|(record, _)| record.clone()))
+            let mut rows = self.rows.lock().unwrap();
+            let row = rows.iter_mut().find(|(row, _)| row.id == id);
+            Ok(row.map(|(record, _)| {
+                let shown = record.clone();
+                if self.faster.swap(false, Ordering::SeqCst) {
+                    record.state = State::Done;
+                    record.version += 1;
+                }
+                shown
+            }))
         })
     }
 

@@ -131,6 +131,24 @@ fn a_word_is_taken_back_by_name() {
 }
 
 #[test]
+fn whoever_is_too_late_is_shown_what_the_record_is_now() {
+    let gate = Gate::start();
+    let id = gate.table.add("refund", "k", State::Unknown);
+    gate.table.be_faster();
+    let line = ["ledger", "resolve", &id, "--not-applied", "--reason", "r"];
+    let (out, result) = ask(&gate, &line);
+    let complaint = failure(result);
+    assert!(
+        complaint.contains("it is now done (attempt 1"),
+        "{complaint}"
+    );
+    assert!(out.starts_with("rec-1  unknown\n"), "{out}");
+    let now = out.split("\nsomebody was faster; it is now:\n").nth(1);
+    assert!(now.unwrap().starts_with("rec-1  done\n"), "{out}");
+    assert_eq!(gate.table.resolver(&id), None);
+}
+
+#[test]
 fn what_sending_came_to_is_told() {
     let gate = Gate::start();
     let send = || {

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rusqlite::Connection;
 use serde_json::Value;
 
-use super::{Ended, Running, command, post, run, setup, tikigate, token_file};
+use super::{Ended, Running, command, post, run, setup, tikigate, token_file, until};
 use crate::support::backend::{Answer, Backend, Behaviour};
+use crate::support::disk::{Disk, Number};
 use crate::support::gate::{refund, usual};
 use crate::support::gate_process::Setup;
 
@@ -64,6 +65,13 @@ impl Gate {
         (self.address, self.admin) = running.wait_for_addresses();
         running.wait_until_ready(&["--admin", &format!("http://{}", self.admin)]);
         self.running = Some(running);
+    }
+
+    /// Ends it as a crash would, with its log left behind.
+    fn kill(&mut self) {
+        drop(self.running.take());
+        let log = database(&self.setup).with_extension("db-wal");
+        assert!(fs::metadata(&log).unwrap().len() > 0, "no log was left");
     }
 
     fn terminate(&mut self) {
@@ -142,6 +150,8 @@ async fn a_running_gate_is_backed_up_and_the_backup_is_whole() {
     assert_eq!(names_in(away.path()), ["backup.db"], "a backup is one file");
     let mode = fs::metadata(&backup).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
+    // No log belongs to it: it can be read where nothing can be written.
+    assert_eq!(fs::read(&backup).unwrap()[18..20], [1, 1]);
 
     let checked = run(&mut tikigate(&["ledger", "verify", text(&backup)])).worked();
     assert!(checked.ends_with("no faults\n"), "{checked}");
@@ -304,6 +314,76 @@ async fn a_restored_ledger_holds_what_it_does_not_know() {
     assert_eq!(send(&gate, "r-later").await, (200, None));
     assert_eq!(backend.requests().len(), 4);
     drop(dies);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_a_crash_left_goes_with_the_file_that_is_replaced() {
+    let (backend, _, mut gate) = two_refunds().await;
+    let away = tempfile::tempdir().unwrap();
+    let backup = away.path().join("backup.db");
+    ledger(&gate.setup, &["backup", text(&backup)]).worked();
+    assert_eq!(send(&gate, "r-later").await, (200, None));
+    gate.kill();
+    let told = ledger(&gate.setup, &["restore", text(&backup)]).worked();
+    let kept = (told.lines()).find_map(|line| line.strip_prefix("what was there is kept as "));
+    let kept = [
+        "ledger",
+        "list",
+        "--time-zone",
+        "UTC",
+        "--file",
+        kept.unwrap(),
+    ];
+    assert!(run(&mut tikigate(&kept)).worked().contains("r-later"));
+    let path = database(&gate.setup);
+    let list = on_file(&gate.setup, &path, &["list"]).worked();
+    assert!(
+        list.contains("r-dies") && !list.contains("r-later"),
+        "{list}"
+    );
+    ledger(&gate.setup, &["verify", text(&path)]).worked();
+    gate.start_again();
+    assert_eq!(send(&gate, "r-later").await, held());
+    assert_eq!(backend.requests().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gate_whose_own_ledger_is_in_trouble_is_unready_until_it_is_over() {
+    let (backend, _) = backend().await;
+    let base = tempfile::tempdir().unwrap();
+    let data = base.path().join("data");
+    fs::create_dir(&data).unwrap();
+    let path = format!("path = \"{}/tikigate.db\"", text(&data));
+    let sqlite = "store = \"sqlite\"";
+    let config = on_sqlite(&backend.url()).replace(sqlite, &format!("{sqlite}\n{path}"));
+    let disk = Disk::new(data, base.path().join("shadow"));
+    let setup = (disk.environment().into_iter()).fold(setup(&config), |setup, (name, value)| {
+        setup.environment(&name, &value)
+    });
+    let gate = Gate::start(setup);
+    assert_eq!(send(&gate, "r-1").await, (200, None));
+    disk.tell(Number::NoSpace, 1);
+    let refused = (503, Some("ledger_unavailable".to_owned()));
+    assert_eq!(send(&gate, "r-new").await, refused);
+    // The refund's time may be over before the store gives up; from then on it stays in trouble.
+    let unready = || {
+        let Ended { code, out, .. } = gate.ask(&["probe", "ready"]);
+        (code == Some(1)).then_some(out)
+    };
+    let told = until(unready).expect("it stayed ready");
+    assert!(
+        told.starts_with("not ready: serving\nunready: ledger: "),
+        "{told}"
+    );
+    for _ in 0..10 {
+        assert!(unready().is_some(), "it takes nothing, and is ready");
+    }
+    assert_eq!(gate.ask(&["probe", "live"]).worked(), "live\n");
+    disk.tell(Number::NoSpace, 0);
+    let ready = until(|| (gate.ask(&["probe", "ready"]).code == Some(0)).then_some(()));
+    assert!(ready.is_some(), "it never became ready again");
+    assert_eq!(send(&gate, "r-new").await, (200, None));
+    assert_eq!(backend.requests().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
