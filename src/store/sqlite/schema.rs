@@ -8,7 +8,7 @@ use rusqlite::Connection;
 /// Says "a tikigate ledger" in the file's header.
 pub const APPLICATION_ID: i32 = 0x746b_6c67;
 
-/// The newest version, and so the number of [`MIGRATIONS`].
+/// The newest version, and so the number of migrations.
 pub const VERSION: i32 = MIGRATIONS.len() as i32;
 
 /// Each step brings a file of the version before it to its own. Never changed once released.
