@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension as _};
 
 use super::watermark::Mark;
+use super::writer;
 
 /// The file's own state. A batch changes a copy, which counts once the batch is committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +44,16 @@ impl Meta {
     pub fn enter_quarantine(&mut self, cause: &str) {
         self.generation += 1;
         self.quarantine = Some(Arc::from(cause));
+    }
+
+    /// Raises the file's state to that of one that is lost. The numbers that it may have given to records
+    /// are not given again: people wrote them down.
+    pub(super) fn outgrow(&mut self, generation: u64, sequence: u64) {
+        let lost = sequence.saturating_sub(self.sequence);
+        let numbers = lost.saturating_mul(writer::BATCH as u64);
+        self.next_record = self.next_record.saturating_add(numbers);
+        self.generation = self.generation.max(generation);
+        self.sequence = self.sequence.max(sequence);
     }
 
     pub(super) fn mark(&self) -> Mark {

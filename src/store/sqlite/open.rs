@@ -444,8 +444,7 @@ pub(super) fn settle_gap(
         return Ok(meta);
     };
     if let Some(mark) = mark {
-        meta.generation = meta.generation.max(mark.generation);
-        meta.sequence = meta.sequence.max(mark.sequence);
+        meta.outgrow(mark.generation, mark.sequence);
     }
     meta.sequence += 1;
     meta.enter_quarantine(&cause);

@@ -20,9 +20,6 @@ use super::open::{OpenError, take_lock};
 use super::snapshot::Snapshot;
 use super::watermark::{Found, Mark, Watermark};
 
-/// Records that one batch makes at most: how far the numbers went that a lost file gave away.
-const RECORDS_A_BATCH: u64 = 256;
-
 /// A backup on its way into its place. The gate's lock is held; nothing of the gate's is changed yet.
 #[derive(Debug)]
 pub struct Restoring {
@@ -140,23 +137,13 @@ impl Restoring {
 
 /// Raises the file's state above what the ledger in its place ever had, as far as that is known.
 fn outgrow(meta: &mut Meta, mark: Option<&Mark>, before: Option<&Meta>) {
-    let own = meta.sequence;
-    for (generation, sequence) in [
-        mark.map(|mark| (mark.generation, mark.sequence)),
-        before.map(|before| (before.generation, before.sequence)),
-    ]
-    .into_iter()
-    .flatten()
-    {
-        meta.generation = meta.generation.max(generation);
-        meta.sequence = meta.sequence.max(sequence);
+    if let Some(mark) = mark {
+        meta.outgrow(mark.generation, mark.sequence);
     }
-    // People wrote the numbers of records down: none may mean another record now.
-    let lost = (meta.sequence - own).saturating_mul(RECORDS_A_BATCH);
-    meta.next_record = match before {
-        Some(before) => meta.next_record.max(before.next_record),
-        None => meta.next_record.saturating_add(lost),
-    };
+    if let Some(before) = before {
+        meta.outgrow(before.generation, before.sequence);
+        meta.next_record = meta.next_record.max(before.next_record);
+    }
     meta.sequence += 1;
 }
 
@@ -224,12 +211,12 @@ mod tests {
             sequence: 12,
         };
         let mut restored = meta(1, 10, 100);
-        outgrow(&mut restored, Some(&mark), Some(&meta(2, 11, 150)));
-        assert_eq!(restored, meta(3, 13, 150));
-        // What the file that is gone numbered is not known, but bounded.
+        outgrow(&mut restored, Some(&mark), Some(&meta(2, 11, 9_000)));
+        assert_eq!(restored, meta(3, 13, 9_000));
+        // How many numbers the file that is gone gave away is not known, but bounded.
         let mut restored = meta(1, 10, 100);
         outgrow(&mut restored, Some(&mark), None);
-        assert_eq!(restored, meta(3, 13, 100 + 2 * RECORDS_A_BATCH));
+        assert_eq!(restored, meta(3, 13, 100 + 2 * 256));
         let mut restored = meta(5, 10, 100);
         outgrow(&mut restored, None, None);
         assert_eq!(restored, meta(5, 11, 100));

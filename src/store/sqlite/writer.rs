@@ -21,7 +21,7 @@ use super::{Opened, Shared, StoreError, gone, lock};
 use crate::failpoint;
 
 /// Jobs in one batch at most: their replies wait for one another.
-const BATCH: usize = 256;
+pub(super) const BATCH: usize = 256;
 
 /// Jobs that may wait; more are refused. Calls in flight are bounded before this is reached.
 const QUEUE: usize = 16_384;
