@@ -31,6 +31,8 @@ const LIFE_WITHIN: Duration = Duration::from_secs(5);
 const STEP_WITHIN: u64 = 100;
 /// How long a sync takes: what comes in meanwhile is the next batch.
 const SYNC_MICROS: u32 = 300;
+/// How the fault of a ledger in quarantine begins.
+pub(crate) const QUARANTINED: &str = "the ledger is in quarantine:";
 /// Calls at once when every refund is asked for again.
 const AGAIN_AT_ONCE: usize = 8;
 
@@ -177,6 +179,7 @@ impl World {
         let admin = ListenAddress::Tcp(gate.admin_address());
         let records = person::all_records(&admin).await;
         faults.extend(record_faults(&self.journal, &records));
+        faults.extend(quarantine_fault(&admin).await);
         faults.extend(self.journal.faults());
         self.gate.send_replace(None);
         self.admin.send_replace(None);
@@ -306,6 +309,17 @@ impl Death {
             2..4 => Self::After(0, random.millis(0, 20)),
             _ => Self::After(random.below(30), random.millis(0, 3)),
         }
+    }
+}
+
+/// Nothing was rolled back, so the ledger may not think so. Where it was, nobody in a world lifts the
+/// quarantine, and it is there to be seen at the end whatever became of the records.
+async fn quarantine_fault(admin: &ListenAddress) -> Option<String> {
+    let told = person::ask(admin, "GET", "/api/ledger/quarantine", None).await;
+    let told = told.expect("whether there is a quarantine");
+    match (&told["data"]["quarantined"], &told["data"]["cause"]) {
+        (Value::Bool(false), Value::Null) => None,
+        (_, cause) => Some(format!("{QUARANTINED} {cause}")),
     }
 }
 
