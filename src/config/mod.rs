@@ -9,6 +9,7 @@
 //! Each stage reports what is wrong and goes on, so that all problems are told at once.
 
 mod checks;
+mod database_url;
 mod effective;
 mod environment;
 mod load;
@@ -24,6 +25,7 @@ mod value;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use database_url::DatabaseUrl;
 pub use effective::effective;
 pub use load::{Loaded, default_path, load, load_text};
 pub use problem::{Problem, Severity};

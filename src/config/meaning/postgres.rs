@@ -5,15 +5,14 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use tokio_postgres::config::Host;
 
 use super::{Context, ReadUpstream, count, duration, secrets};
-use crate::config::Secret;
 use crate::config::problem::Problems;
 use crate::config::schema::SecretSource;
 use crate::config::settings::PostgresStore;
 use crate::config::units::format_duration;
 use crate::config::value::{At, Field};
+use crate::config::{DatabaseUrl, Secret};
 
 /// The usual lease, unless a `settle_within` asks for more.
 const USUAL_LEASE: Duration = Duration::from_secs(150);
@@ -73,35 +72,15 @@ fn read_url(field: Field<SecretSource>, context: &mut Context<'_>) -> Option<Sec
     }
     let owner = field.place.clone();
     let read = secrets::read(field.written()?.value, &owner, context)?;
-    let Some(fault) = url_fault(read.secret.expose()) else {
+    // What is no UTF-8 is no URL.
+    let text = std::str::from_utf8(read.secret.expose()).unwrap_or_default();
+    let Err(fault) = DatabaseUrl::parse(text) else {
         return Some(read.secret);
     };
     context
         .problems
-        .error(&read.place, "bad_url", fault)
+        .error(&read.place, "bad_url", fault.to_string())
         .help("it reads postgres://USER:PASSWORD@HOST:PORT/DATABASE, with `%`, `@`, `:` and `/` inside the password as %XX");
-    None
-}
-
-fn url_fault(url: &[u8]) -> Option<&'static str> {
-    let text = std::str::from_utf8(url).unwrap_or_default();
-    let schemes = ["postgres://", "postgresql://"];
-    if !schemes.iter().any(|scheme| text.starts_with(scheme)) {
-        return Some("what it names is no PostgreSQL URL: one starts with postgres://");
-    }
-    let Ok(parsed) = text.parse::<tokio_postgres::Config>() else {
-        return Some("what it names is no PostgreSQL URL");
-    };
-    let named = |host: &Host| match host {
-        Host::Tcp(name) => !name.is_empty(),
-        Host::Unix(_) => true,
-    };
-    if parsed.get_hosts().is_empty() || !parsed.get_hosts().iter().all(named) {
-        return Some("the PostgreSQL URL names no host");
-    }
-    if parsed.get_user().is_none_or(str::is_empty) {
-        return Some("the PostgreSQL URL names no user");
-    }
     None
 }
 

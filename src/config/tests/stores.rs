@@ -263,12 +263,15 @@ fn the_url_is_read_strictly_and_never_shown() {
         "postgres://gate:s3cr3t-bytes-of-a-client@db:port/x",
         "postgres://gate@db/x?s3cr3t-bytes-of-a-client=1",
         "postgres://gate:s3cr3t-bytes-of-a-client@db/x?sslmode=sometimes",
+        "postgres://gate:s3cr3t-bytes-of-a-client@db/x?sslmode=disable",
     ] {
         refused_url(url);
     }
     for url in [
         "postgres://gate@db/tikigate",
         "postgresql://gate:p%40ss@127.0.0.1:5432/tikigate?sslmode=require",
+        "postgres://gate@db/tikigate?sslmode=verify-full",
+        "postgres://gate@127.0.0.1/tikigate?sslmode=disable",
         "postgres://gate@one:5432,two:5433/tikigate?target_session_attrs=read-write",
         "postgres://gate@%2Fvar%2Frun%2Fpostgresql/tikigate",
     ] {

@@ -38,10 +38,7 @@ impl From<tokio_postgres::Error> for Fault {
 pub enum OpenError {
     /// The URL can't be used.
     #[error("ledger.url: {0}")]
-    Url(&'static str),
-    /// The connection would not be safe from those who can listen or pretend.
-    #[error("ledger.url: {0}")]
-    Unverified(String),
+    Url(String),
     /// The certificates to check the server's by can't be read.
     #[error("the certificates for the database's TLS can't be used: {0}")]
     Certificates(String),

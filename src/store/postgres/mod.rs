@@ -10,7 +10,6 @@
 //! leaves half a transaction behind. Every connection is checked before it is used ([`OpenError`]
 //! says for what), and is asked for nothing while it isn't there: work is refused at once.
 
-mod address;
 mod checks;
 mod fault;
 mod pool;

@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Row, Statement};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Row, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
 
-use super::address::Address;
 use super::fault::{Fault, OpenError};
 use super::{checks, schema, tls};
-use crate::config::PostgresStore;
+use crate::config::{DatabaseUrl, PostgresStore};
 
 /// What the server's own views call these connections, unless the URL says otherwise.
 pub(super) const APPLICATION: &str = "tikigate";
@@ -43,10 +43,35 @@ const OPEN_WITHIN: Duration = Duration::from_secs(10);
 /// A server's answer to something that needs no disk.
 const GIVE_UP_WITHIN: Duration = Duration::from_secs(2);
 
+/// One attempt to connect, to each of the URL's hosts.
+const CONNECT_WITHIN: Duration = Duration::from_secs(4);
+/// A silent connection is asked for life after this, and given up some three times later.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// How long what was written may stay unacknowledged.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+
+/// What the URL says, with an end to every silence.
+fn bounded(mut config: Config) -> Config {
+    config
+        .connect_timeout(CONNECT_WITHIN)
+        .keepalives_idle(KEEPALIVE)
+        .keepalives_interval(KEEPALIVE / 2)
+        .keepalives_retries(3)
+        .tcp_user_timeout(UNACKNOWLEDGED);
+    if config.get_hosts().len().max(config.get_hostaddrs().len()) > 1 {
+        // Of several servers, the one that is the primary now.
+        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+    }
+    if config.get_application_name().is_none() {
+        config.application_name(APPLICATION);
+    }
+    config
+}
+
 /// Makes sessions. Cheap to clone.
 #[derive(Clone)]
 pub struct Connector {
-    address: Arc<Address>,
+    config: Arc<Config>,
     tls: Option<MakeRustlsConnect>,
     require_existing: bool,
     memory: Arc<checks::Memory>,
@@ -66,15 +91,15 @@ impl Commits {
 
 impl Connector {
     pub(super) fn new(settings: &PostgresStore, commits: Arc<Commits>) -> Result<Self, OpenError> {
-        let url = std::str::from_utf8(settings.url.expose())
-            .map_err(|_| OpenError::Url("is no URL of a PostgreSQL server"))?;
-        let address = Address::parse(url)?;
-        let tls = match address.verified {
+        // What is no UTF-8 is no URL.
+        let url = std::str::from_utf8(settings.url.expose()).unwrap_or_default();
+        let url = DatabaseUrl::parse(url).map_err(|fault| OpenError::Url(fault.to_string()))?;
+        let tls = match url.verified {
             true => Some(tls::verifying(settings.ca.as_deref())?),
             false => None,
         };
         Ok(Self {
-            address: Arc::new(address),
+            config: Arc::new(bounded(url.config)),
             tls,
             require_existing: settings.require_existing,
             memory: Arc::default(),
@@ -98,7 +123,7 @@ impl Connector {
     }
 
     async fn open(&self) -> Result<(Session, checks::Server), OpenError> {
-        let config = &self.address.config;
+        let config = &self.config;
         let session = match &self.tls {
             Some(tls) => {
                 let (client, connection) = config.connect(tls.clone()).await?;

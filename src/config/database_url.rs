@@ -1,67 +1,69 @@
-//! Where the server is, and whether the way there has to be secured.
+//! The URL of a PostgreSQL server: where it is, and whether the way there has to be secured.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
+use tokio_postgres::config::{Host, SslMode};
 
-use super::fault::OpenError;
-use super::session::APPLICATION;
-
-/// One attempt to connect, to each of the URL's hosts.
-const CONNECT_WITHIN: Duration = Duration::from_secs(4);
-/// A silent connection is asked for life after this, and given up some three times later.
-const KEEPALIVE: Duration = Duration::from_secs(10);
-/// How long what was written may stay unacknowledged.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
-
-/// Where and how to connect.
+/// Where a ledger's server is.
 #[derive(Clone, Debug)]
-pub(super) struct Address {
-    pub(super) config: Config,
+pub(crate) struct DatabaseUrl {
+    /// As the library wants it, with its `ssl_mode` set.
+    pub(crate) config: Config,
     /// Over TLS, with the server's certificate and name verified.
-    pub(super) verified: bool,
+    pub(crate) verified: bool,
 }
 
-impl Address {
+/// Why a URL can't be used. Neither form shows a byte of it beyond the mode's name: the password is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum UrlFault {
+    /// It is none, or lacks something.
+    #[error("what it names {0}")]
+    Malformed(&'static str),
+    /// The way there would not be safe from those who can listen or pretend.
+    #[error(
+        "sslmode={0} does not verify the server, and the URL leads off this host: write \
+         sslmode=verify-full, or leave it out for the same"
+    )]
+    Unverified(&'static str),
+}
+
+impl DatabaseUrl {
     /// Reads a URL. Off this host nothing but verified TLS will do; on it, TLS is for whoever asks.
-    pub(super) fn parse(url: &str) -> Result<Self, OpenError> {
+    pub(crate) fn parse(url: &str) -> Result<Self, UrlFault> {
+        // The library takes lines of words too, which are harder to tell from a slip.
+        let schemes = ["postgres://", "postgresql://"];
+        if !schemes.iter().any(|scheme| url.starts_with(scheme)) {
+            return Err(UrlFault::Malformed(
+                "is no PostgreSQL URL: one starts with postgres://",
+            ));
+        }
         let (url, mode) = take_sslmode(url)?;
         let mut config: Config = url
             .parse()
-            .map_err(|_| OpenError::Url("is no URL of a PostgreSQL server"))?;
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err(OpenError::Url("names no host"));
+            .map_err(|_| UrlFault::Malformed("is no PostgreSQL URL"))?;
+        let is_named = |host: &Host| match host {
+            Host::Tcp(name) => !name.is_empty(),
+            Host::Unix(_) => true,
+        };
+        let hosts = config.get_hosts();
+        let somewhere = !hosts.is_empty() || !config.get_hostaddrs().is_empty();
+        if !somewhere || !hosts.iter().all(is_named) {
+            return Err(UrlFault::Malformed("is a PostgreSQL URL without a host"));
+        }
+        if config.get_user().is_none_or(str::is_empty) {
+            return Err(UrlFault::Malformed("is a PostgreSQL URL without a user"));
         }
         let verified = match (mode, stays_here(&config)) {
             (Some(Mode::Verifies), _) | (None, false) => true,
             (None | Some(Mode::MayBePlain(_)), true) => false,
-            (Some(Mode::MayBePlain(word)), false) => {
-                return Err(OpenError::Unverified(format!(
-                    "sslmode={word} does not verify the server, and the URL leads off this host: \
-                     write sslmode=verify-full, or leave it out for the same"
-                )));
-            }
+            (Some(Mode::MayBePlain(word)), false) => return Err(UrlFault::Unverified(word)),
         };
-        config
-            .ssl_mode(if verified {
-                SslMode::Require
-            } else {
-                SslMode::Disable
-            })
-            .connect_timeout(CONNECT_WITHIN)
-            .keepalives_idle(KEEPALIVE)
-            .keepalives_interval(KEEPALIVE / 2)
-            .keepalives_retries(3)
-            .tcp_user_timeout(UNACKNOWLEDGED);
-        if config.get_hosts().len().max(config.get_hostaddrs().len()) > 1 {
-            // Of several servers, the one that is the primary now.
-            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-        }
-        if config.get_application_name().is_none() {
-            config.application_name(APPLICATION);
-        }
+        config.ssl_mode(if verified {
+            SslMode::Require
+        } else {
+            SslMode::Disable
+        });
         Ok(Self { config, verified })
     }
 }
@@ -87,7 +89,7 @@ impl Mode {
 }
 
 /// Takes `sslmode` out of the URL: its values mean something else here than to the library.
-fn take_sslmode(url: &str) -> Result<(String, Option<Mode>), OpenError> {
+fn take_sslmode(url: &str) -> Result<(String, Option<Mode>), UrlFault> {
     let Some((before, query)) = url.split_once('?') else {
         return Ok((url.to_owned(), None));
     };
@@ -96,7 +98,7 @@ fn take_sslmode(url: &str) -> Result<(String, Option<Mode>), OpenError> {
     for pair in query.split('&') {
         match pair.strip_prefix("sslmode=") {
             Some(word) => {
-                let unknown = OpenError::Url("has an sslmode that is none of PostgreSQL's");
+                let unknown = UrlFault::Malformed("has an sslmode that is none of PostgreSQL's");
                 mode = Some(Mode::parse(word).ok_or(unknown)?);
             }
             None => kept.push(pair),
@@ -125,7 +127,7 @@ mod tests {
     use super::*;
 
     fn verified(url: &str) -> bool {
-        Address::parse(url).unwrap().verified
+        DatabaseUrl::parse(url).unwrap().verified
     }
 
     #[test]
@@ -139,9 +141,9 @@ mod tests {
             "postgres://u:p@/ledger?host=localhost&hostaddr=10.0.0.7",
         ];
         for url in far {
-            let address = Address::parse(url).unwrap();
-            assert!(address.verified, "{url}");
-            assert_eq!(address.config.get_ssl_mode(), SslMode::Require);
+            let read = DatabaseUrl::parse(url).unwrap();
+            assert!(read.verified, "{url}");
+            assert_eq!(read.config.get_ssl_mode(), SslMode::Require);
         }
     }
 
@@ -152,13 +154,13 @@ mod tests {
             "postgres://u@127.0.0.1:5433/ledger?sslmode=disable",
             "postgres://u@[::1]/ledger?sslmode=prefer",
             "postgres://u@%2Fvar%2Frun%2Fpostgresql/ledger",
-            "postgres:///ledger?host=/var/run/postgresql&sslmode=allow",
+            "postgres://u@/ledger?host=/var/run/postgresql&sslmode=allow",
             "postgres://u@127.0.0.1,127.0.0.2/ledger",
         ];
         for url in near {
-            let address = Address::parse(url).unwrap();
-            assert!(!address.verified, "{url}");
-            assert_eq!(address.config.get_ssl_mode(), SslMode::Disable);
+            let read = DatabaseUrl::parse(url).unwrap();
+            assert!(!read.verified, "{url}");
+            assert_eq!(read.config.get_ssl_mode(), SslMode::Disable);
         }
         assert!(verified(
             "postgres://u@localhost/ledger?sslmode=verify-full"
@@ -169,7 +171,7 @@ mod tests {
     fn a_mode_that_would_not_verify_is_refused_off_this_host() {
         for word in ["disable", "allow", "prefer"] {
             let url = format!("postgres://u:p4ss@db.example/ledger?sslmode={word}");
-            let error = Address::parse(&url).unwrap_err().to_string();
+            let error = DatabaseUrl::parse(&url).unwrap_err().to_string();
             assert!(error.contains(&format!("sslmode={word}")), "{error}");
             assert!(error.contains("sslmode=verify-full"), "{error}");
             assert!(!error.contains("p4ss"), "{error}");
@@ -181,13 +183,16 @@ mod tests {
         for url in [
             "",
             "postgres://",
+            "postgres:///ledger",
+            "postgres://db.example/ledger",
+            "host=db.example user=u password=p4ss",
             "http://u:p4ss@host/db",
             "postgres://u:p4ss@host/db?sslmode=none",
             "postgres://u:p4ss@host/db?colour=red",
             "postgres://u:p4ss@host:port/db",
         ] {
-            let error = Address::parse(url).unwrap_err();
-            assert!(error.is_lasting());
+            let error = DatabaseUrl::parse(url).unwrap_err();
+            assert!(matches!(error, UrlFault::Malformed(_)), "{error}");
             assert!(!error.to_string().contains("p4ss"), "{error}");
         }
     }
