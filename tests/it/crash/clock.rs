@@ -39,12 +39,7 @@ async fn an_hour_off_new_refunds_wait_and_old_ones_are_answered() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_the_clock_does_each_refund_is_sent_once_and_answered_the_same() {
     let seed = random::seed("clock");
-    let plan = Plan {
-        seed,
-        ledger: SQLITE.to_owned(),
-        on_disk: true,
-    };
-    let world = World::new(plan).await;
+    let world = World::new(Plan::of_one(seed, SQLITE)).await;
     let mut random = Random::part(seed, &[5]);
     for _ in 0..scaled(30) {
         world.set_clock(*random.pick(&[0, 0, 0, HOUR, -HOUR]));

@@ -16,7 +16,7 @@ const USUAL: u64 = 1000;
 const WORLDS: u64 = 4;
 
 /// Steps of an attempt, on every store.
-const STEPS: [&str; 9] = [
+pub(super) const STEPS: [&str; 9] = [
     "before_claim",
     "after_claim",
     "before_first_byte",
@@ -60,12 +60,9 @@ async fn kill(
     let began = Instant::now();
     let mut worlds = JoinSet::new();
     for number in 0..WORLDS {
-        let plan = Plan {
-            seed: Random::part(seed, &[number]).next(),
-            ledger: ledger.to_owned(),
-            // Its syncs cost nothing: a kill says nothing about them, and there are many.
-            on_disk: true,
-        };
+        let mut plan = Plan::of_one(Random::part(seed, &[number]).next(), ledger);
+        // Its syncs cost nothing: a kill says nothing about them, and there are many.
+        plan.on_disk = true;
         let share = kills / WORLDS + u64::from(number < kills % WORLDS);
         worlds.spawn(lives(plan, steps, share));
     }
@@ -142,11 +139,7 @@ async fn whenever_it_is_killed_each_refund_is_sent_once_and_answered_the_same() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gate_in_peace_keeps_every_promise() {
     let seed = random::seed("peace");
-    let plan = Plan {
-        seed,
-        ledger: MEMORY.to_owned(),
-        on_disk: false,
-    };
+    let plan = Plan::of_one(seed, MEMORY);
     let faults = World::new(plan).await.reckon(Duration::from_secs(3)).await;
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }

@@ -17,6 +17,7 @@ mod killing;
 mod order;
 mod person;
 mod power;
+mod replicas;
 mod tiki;
 mod till;
 mod trace;

@@ -23,7 +23,8 @@ pub(crate) struct Person {
     pub(crate) seed: u64,
     pub(crate) journal: Arc<Journal>,
     pub(crate) till: Arc<Till>,
-    pub(crate) admin: Whereabouts,
+    /// Of each gate.
+    pub(crate) admins: Vec<Whereabouts>,
 }
 
 impl Person {
@@ -40,7 +41,7 @@ impl Person {
     }
 
     async fn resolve_what_is_held(&self, random: &mut Random) {
-        let mut admin = self.admin.clone();
+        let mut admin = random.pick(&self.admins).clone();
         // An error is the end of this world.
         let Ok(Some(admin)) = admin.wait_for(Option::is_some).await.map(|it| it.clone()) else {
             return;

@@ -30,12 +30,7 @@ enum Temper {
 /// Lives with power losses between them. Returns the faults.
 async fn losses(of: &'static str, temper: Temper, lives: u64) -> Vec<String> {
     let seed = random::seed(of);
-    let plan = Plan {
-        seed,
-        ledger: SQLITE.to_owned(),
-        on_disk: true,
-    };
-    let world = World::new(plan).await;
+    let world = World::new(Plan::of_one(seed, SQLITE)).await;
     let disk = Arc::clone(world.disk.as_ref().unwrap());
     let lie = match temper {
         Temper::LiesAboutTheLog => 1,

@@ -16,9 +16,6 @@ use crate::support::raw::exchange_if_there;
 
 /// Tiki gives up on a call after this.
 const PATIENCE: Duration = Duration::from_secs(8);
-/// Refunds that Tiki wants at once.
-const AT_ONCE: u64 = 8;
-
 /// Where the gate is, while it runs.
 pub(crate) type Whereabouts = watch::Receiver<Option<ListenAddress>>;
 
@@ -29,18 +26,27 @@ pub(crate) const PATH: &str = "/tiki/refund";
 pub(crate) struct Tiki {
     pub(crate) seed: u64,
     pub(crate) journal: Arc<Journal>,
-    pub(crate) gate: Whereabouts,
+    /// Copies of a call come to one after the other.
+    pub(crate) gates: Vec<Whereabouts>,
+    /// Refunds that are wanted at once.
+    at_once: u64,
     calls: AtomicU64,
     /// No new refunds any more.
     closing: AtomicBool,
 }
 
 impl Tiki {
-    pub(crate) fn new(seed: u64, journal: Arc<Journal>, gate: Whereabouts) -> Self {
+    pub(crate) fn new(
+        seed: u64,
+        at_once: u64,
+        journal: Arc<Journal>,
+        gates: Vec<Whereabouts>,
+    ) -> Self {
         Self {
             seed,
             journal,
-            gate,
+            gates,
+            at_once,
             calls: AtomicU64::default(),
             closing: AtomicBool::default(),
         }
@@ -49,7 +55,7 @@ impl Tiki {
     /// Wants refunds until [`Tiki::close`], and ends when each of them has its final answer.
     pub(crate) async fn work(self: Arc<Self>) {
         let mut lanes = JoinSet::new();
-        for lane in 0..AT_ONCE {
+        for lane in 0..self.at_once {
             let tiki = Arc::clone(&self);
             lanes.spawn(async move {
                 for number in 0.. {
@@ -112,10 +118,11 @@ impl Tiki {
 
     /// Asks once; the answer, if one came.
     pub(crate) async fn ask(&self, key: &Arc<str>, call: &Call) -> Option<Given> {
-        let mut gate = self.gate.clone();
+        let number = self.calls.fetch_add(1, Ordering::SeqCst);
+        let place = usize::try_from(number).unwrap() % self.gates.len();
+        let mut gate = self.gates[place].clone();
         // An error is the end of this world.
         let address = gate.wait_for(Option::is_some).await.ok()?.clone()?;
-        let number = self.calls.fetch_add(1, Ordering::SeqCst);
         self.journal.note(key, Event::Asked { call: number });
         let answer = exchange_if_there(&address, call.to_bytes(), PATIENCE).await?;
         let body = String::from_utf8_lossy(&answer.body).into_owned();

@@ -1,5 +1,5 @@
-//! A world with one gate in it: the till behind it, Tiki in front, a person beside it, and somebody who
-//! kills it again and again.
+//! A world with a gate in it, or several on one ledger: the till behind them, Tiki in front, a person beside
+//! them, and somebody who kills them again and again.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
@@ -27,8 +27,11 @@ use crate::support::random::Random;
 const END_WITHIN: Duration = Duration::from_secs(240);
 /// A life in which nothing happens ends after this.
 const LIFE_WITHIN: Duration = Duration::from_secs(5);
-/// A step that has not been come to when so much has happened: the gate is killed where it stands.
-const STEP_WITHIN: u64 = 100;
+/// A step that has not been come to when so much has happened for each refund that Tiki wants at once: the
+/// gate is killed where it stands.
+const STEP_WITHIN: u64 = 12;
+/// What happens in a life before it is stopped, and after.
+const AWAKE: u64 = 30;
 /// How long a sync takes: what comes in meanwhile is the next batch.
 const SYNC_MICROS: u32 = 300;
 /// How the fault of a ledger in quarantine begins.
@@ -43,6 +46,26 @@ pub(crate) struct Plan {
     pub(crate) ledger: String,
     /// Whether the directory `data` lies on a [`Disk`] that can lose power.
     pub(crate) on_disk: bool,
+    /// What else is in the environment of the gates.
+    pub(crate) environment: Vec<(String, String)>,
+    /// Gates side by side.
+    pub(crate) gates: usize,
+    /// Refunds that Tiki wants at once.
+    pub(crate) at_once: u64,
+}
+
+impl Plan {
+    /// One gate.
+    pub(crate) fn of_one(seed: u64, ledger: &str) -> Self {
+        Self {
+            seed,
+            ledger: ledger.to_owned(),
+            on_disk: ledger == SQLITE,
+            environment: Vec::new(),
+            gates: 1,
+            at_once: 8,
+        }
+    }
 }
 
 /// The lines of a ledger on disk, in the directory `data` beside the configuration.
@@ -58,10 +81,31 @@ pub(crate) struct World {
     pub(crate) till: Arc<Till>,
     pub(crate) disk: Option<Arc<Disk>>,
     tiki: Arc<Tiki>,
-    gate: watch::Sender<Option<ListenAddress>>,
-    admin: watch::Sender<Option<ListenAddress>>,
+    places: Vec<Arc<Place>>,
+    step_within: u64,
     at_work: JoinHandle<()>,
     person: JoinHandle<()>,
+}
+
+/// Where a gate is while it lives.
+#[derive(Default)]
+struct Place {
+    gate: watch::Sender<Option<ListenAddress>>,
+    admin: watch::Sender<Option<ListenAddress>>,
+}
+
+impl Place {
+    fn taken_by(&self, gate: &GateProcess) {
+        self.gate
+            .send_replace(Some(ListenAddress::Tcp(gate.address())));
+        self.admin
+            .send_replace(Some(ListenAddress::Tcp(gate.admin_address())));
+    }
+
+    fn left(&self) {
+        self.gate.send_replace(None);
+        self.admin.send_replace(None);
+    }
 }
 
 /// How a life of the gate ends.
@@ -74,6 +118,8 @@ pub(crate) enum Death {
     Starting(Duration),
     /// At the n-th passing of a step.
     At(&'static str, u64),
+    /// By SIGKILL, after it was stopped as by SIGSTOP for this long, and lived on a little.
+    Asleep(Duration),
 }
 
 impl World {
@@ -83,6 +129,9 @@ impl World {
             seed,
             ledger,
             on_disk,
+            environment,
+            gates,
+            at_once,
         } = plan;
         let journal = Arc::new(Journal::default());
         let address = address_of_its_own();
@@ -93,6 +142,9 @@ impl World {
             .file("token", TOKEN.as_bytes());
         let clock = setup.directory().join("clock");
         setup = setup.environment(OFFSET, clock.to_str().unwrap());
+        for (name, value) in &environment {
+            setup = setup.environment(name, value);
+        }
         let data = setup.directory().join("data");
         std::fs::create_dir(&data).unwrap();
         let shadow = setup.directory().join("shadow");
@@ -103,14 +155,14 @@ impl World {
                 setup = setup.environment(&name, &value);
             }
         }
-        let gate = watch::Sender::new(None);
-        let admin = watch::Sender::new(None);
-        let tiki = Arc::new(Tiki::new(seed, Arc::clone(&journal), gate.subscribe()));
+        let places: Vec<_> = (0..gates).map(|_| Arc::new(Place::default())).collect();
+        let found = places.iter().map(|place| place.gate.subscribe()).collect();
+        let tiki = Arc::new(Tiki::new(seed, at_once, Arc::clone(&journal), found));
         let person = Arc::new(Person {
             seed,
             journal: Arc::clone(&journal),
             till: Arc::clone(&till),
-            admin: admin.subscribe(),
+            admins: places.iter().map(|place| place.admin.subscribe()).collect(),
         });
         Self {
             setup: Arc::new(setup),
@@ -120,8 +172,8 @@ impl World {
             journal,
             till,
             disk,
-            gate,
-            admin,
+            places,
+            step_within: STEP_WITHIN * at_once,
         }
     }
 
@@ -133,34 +185,44 @@ impl World {
     /// One life of the gate on what the one before left; `trouble` comes once it is ready. Returns
     /// how it ended.
     pub(crate) async fn live(&self, death: Death, trouble: impl FnOnce() + Send + 'static) -> Died {
+        self.live_at(0, death, trouble).await
+    }
+
+    /// The same, of one gate of several.
+    pub(crate) async fn live_at(
+        &self,
+        place: usize,
+        death: Death,
+        trouble: impl FnOnce() + Send + 'static,
+    ) -> Died {
         let (setup, journal) = (Arc::clone(&self.setup), Arc::clone(&self.journal));
-        let (gate, admin) = (self.gate.clone(), self.admin.clone());
+        let place = Arc::clone(&self.places[place]);
+        let step_within = self.step_within;
         let life = move || {
-            let died = live(&setup, &journal, &death, &gate, &admin, trouble);
-            gate.send_replace(None);
-            admin.send_replace(None);
+            let died = live(&setup, &journal, &death, step_within, &place, trouble);
+            place.left();
             died
         };
         tokio::task::spawn_blocking(life).await.unwrap()
     }
 
     /// A gate that nobody kills; Tiki and the person find it.
-    pub(crate) async fn start(&self) -> GateProcess {
+    async fn start(&self, place: &Place) -> GateProcess {
         let setup = Arc::clone(&self.setup);
         let start = move || GateProcess::launch(setup.command("serve"), setup);
         let gate = tokio::task::spawn_blocking(start).await.unwrap();
         let gate = gate.unwrap_or_else(|fault| panic!("{fault}"));
-        self.gate
-            .send_replace(Some(ListenAddress::Tcp(gate.address())));
-        self.admin
-            .send_replace(Some(ListenAddress::Tcp(gate.admin_address())));
+        place.taken_by(&gate);
         gate
     }
 
     /// After this long without a kill, lets all that was begun come to its end, asks for every refund
     /// once more, and checks everything. Returns the faults, a sentence each.
     pub(crate) async fn reckon(mut self, after: Duration) -> Vec<String> {
-        let gate = self.start().await;
+        let mut gates = Vec::new();
+        for place in &self.places {
+            gates.push(self.start(place).await);
+        }
         tokio::time::sleep(after).await;
         self.till.behave();
         self.tiki.close();
@@ -176,20 +238,18 @@ impl World {
         }
         self.person.abort();
         self.ask_for_all_again().await;
-        let admin = ListenAddress::Tcp(gate.admin_address());
+        let admin = ListenAddress::Tcp(gates[0].admin_address());
         let records = person::all_records(&admin).await;
         faults.extend(record_faults(&self.journal, &records));
         faults.extend(quarantine_fault(&admin).await);
         faults.extend(self.journal.faults());
-        self.gate.send_replace(None);
-        self.admin.send_replace(None);
-        let ended = tokio::task::spawn_blocking(move || {
-            let mut gate = gate;
-            gate.terminate()
-        });
-        let ended = ended.await.unwrap();
-        if !ended.success() {
-            faults.push(format!("the last gate ended with {ended}"));
+        for (place, mut gate) in self.places.iter().zip(gates) {
+            place.left();
+            let ended = tokio::task::spawn_blocking(move || gate.terminate());
+            let ended = ended.await.unwrap();
+            if !ended.success() {
+                faults.push(format!("the last gate ended with {ended}"));
+            }
         }
         faults
     }
@@ -230,8 +290,8 @@ fn live(
     setup: &Arc<Setup>,
     journal: &Journal,
     death: &Death,
-    gate: &watch::Sender<Option<ListenAddress>>,
-    admin: &watch::Sender<Option<ListenAddress>>,
+    step_within: u64,
+    place: &Place,
     trouble: impl FnOnce(),
 ) -> Died {
     let mut command = setup.command("serve");
@@ -244,7 +304,7 @@ fn live(
             child.wait().unwrap();
             return Died::Starting;
         }
-        Death::After(..) => None,
+        Death::After(..) | Death::Asleep(_) => None,
         Death::At(step, nth) => {
             command.env("TIKIGATE_FAILPOINT", format!("{step}=kill@{nth}"));
             Some(*step)
@@ -257,12 +317,18 @@ fn live(
             _ => panic!("{not_ready}"),
         },
     };
-    gate.send_replace(Some(ListenAddress::Tcp(running.address())));
-    admin.send_replace(Some(ListenAddress::Tcp(running.admin_address())));
+    place.taken_by(&running);
     trouble();
     let (most, linger) = match death {
         Death::After(most, linger) => (*most, *linger),
-        _ => (STEP_WITHIN, Duration::ZERO),
+        Death::Asleep(time) => {
+            end_of(&mut running, journal, AWAKE, Duration::ZERO);
+            running.signal(Signal::STOP);
+            std::thread::sleep(*time);
+            running.signal(Signal::CONT);
+            (AWAKE, Duration::ZERO)
+        }
+        _ => (step_within, Duration::ZERO),
     };
     match (end_of(&mut running, journal, most, linger), step) {
         (Some(status), Some(step)) if was_killed(status) => Died::At(step),
