@@ -126,7 +126,7 @@ class Bench:
     def turn(self, gate, name, calls, seconds=None, replays=False):
         """One measured load. `calls` makes as many as it is asked for."""
         seconds = seconds or self.args.seconds
-        wanted = self.args.calls or int(self.rates.get(name, 15_000) * 2 * seconds) + 5_000
+        wanted = self.args.calls or int(self.rates.get(name, 60_000 if replays else 15_000) * 2 * seconds) + 5_000
         file = self.directory / "calls"
         write_calls(file, calls(wanted))
         replayed, threads, busy = gate.count("tikigate_replays_total"), gate.process.cpu_by_thread(), Busy(gate, self)
