@@ -18,7 +18,7 @@ const DEATHS: u64 = 40;
 /// The shortest with a world's deadlines.
 const LEASE: Duration = Duration::from_secs(13);
 /// A gate that was stopped this long has lost its claims, to a gate that was awake to notice.
-const ASLEEP: Duration = Duration::from_secs(16);
+const ASLEEP: Duration = Duration::from_secs(18);
 /// What a dead gate claimed waits for the end of its lease: meanwhile Tiki must want others.
 const AT_ONCE: u64 = 100;
 
@@ -70,7 +70,9 @@ impl Lot {
         // Not in the first lives: there would be nothing to be stopped in.
         if self.drawn > GATES as u64 && !self.asleep && !rested {
             self.asleep = true;
-            return Some(Death::Asleep(ASLEEP));
+            // One before it asks for leave to send, the other when it has got it.
+            let step = ["after_claim", "before_first_byte"][place % 2];
+            return Some(Death::Asleep(step, 1 + random.below(4), ASLEEP));
         }
         Some(match random.below(10) {
             0 => Death::Starting(random.millis(0, 60)),
@@ -83,7 +85,7 @@ impl Lot {
     }
 
     fn note(&mut self, place: usize, death: &Death, died: Died) {
-        if let Death::Asleep(_) = death {
+        if let Death::Asleep(..) = death {
             self.asleep = false;
             self.slept[place] += 1;
         }
