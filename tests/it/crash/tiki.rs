@@ -16,17 +16,8 @@ use crate::support::raw::exchange_if_there;
 
 /// Tiki gives up on a call after this.
 const PATIENCE: Duration = Duration::from_secs(8);
-/// Where each gate is, while it runs.
-pub(crate) type Whereabouts = watch::Receiver<Vec<Option<ListenAddress>>>;
-
-/// The gate at this place, or the next one that is there; waits for one. None: the world has ended.
-pub(crate) async fn gate_at(gates: &Whereabouts, place: usize) -> Option<ListenAddress> {
-    let mut gates = gates.clone();
-    let there = gates.wait_for(|gates| gates.iter().any(Option::is_some));
-    let there = there.await.ok()?;
-    let places = (0..there.len()).map(|next| (place + next) % there.len());
-    places.into_iter().find_map(|place| there[place].clone())
-}
+/// Where the gate is, while it runs.
+pub(crate) type Whereabouts = watch::Receiver<Option<ListenAddress>>;
 
 /// The route that refunds are sent to.
 pub(crate) const PATH: &str = "/tiki/refund";
@@ -36,7 +27,7 @@ pub(crate) struct Tiki {
     pub(crate) seed: u64,
     pub(crate) journal: Arc<Journal>,
     /// Copies of a call come to one after the other.
-    pub(crate) gates: Whereabouts,
+    pub(crate) gates: Vec<Whereabouts>,
     /// Refunds that are wanted at once.
     at_once: u64,
     calls: AtomicU64,
@@ -45,7 +36,12 @@ pub(crate) struct Tiki {
 }
 
 impl Tiki {
-    pub(crate) fn new(seed: u64, at_once: u64, journal: Arc<Journal>, gates: Whereabouts) -> Self {
+    pub(crate) fn new(
+        seed: u64,
+        at_once: u64,
+        journal: Arc<Journal>,
+        gates: Vec<Whereabouts>,
+    ) -> Self {
         Self {
             seed,
             journal,
@@ -123,7 +119,10 @@ impl Tiki {
     /// Asks once; the answer, if one came.
     pub(crate) async fn ask(&self, key: &Arc<str>, call: &Call) -> Option<Given> {
         let number = self.calls.fetch_add(1, Ordering::SeqCst);
-        let address = gate_at(&self.gates, usize::try_from(number).unwrap()).await?;
+        let place = usize::try_from(number).unwrap() % self.gates.len();
+        let mut gate = self.gates[place].clone();
+        // An error is the end of this world.
+        let address = gate.wait_for(Option::is_some).await.ok()?.clone()?;
         self.journal.note(key, Event::Asked { call: number });
         let answer = exchange_if_there(&address, call.to_bytes(), PATIENCE).await?;
         let body = String::from_utf8_lossy(&answer.body).into_owned();
