@@ -193,13 +193,14 @@ static void keep(int fd, struct file *file, const struct stat64 *now) {
     if (fstat64(copy, &kept)) give_up("fstat");
     if (file->dirty->smallest < (uint64_t)kept.st_size) real_ftruncate(copy, (off64_t)file->dirty->smallest);
     real_ftruncate(copy, now->st_size);
+    /* At once: killed between two blocks, the next sync must not cut off the ones that were copied. */
+    file->dirty->smallest = (uint64_t)now->st_size;
     for (int block = 0; block < BLOCKS; block++) {
         if (!file->dirty->block[block]) continue;
         ssize_t count = pread64(source, bytes, BLOCK, (off64_t)block * BLOCK);
         if (count > 0 && real_pwrite(copy, bytes, (size_t)count, (off64_t)block * BLOCK) != count) give_up("copying");
         file->dirty->block[block] = 0;
     }
-    file->dirty->smallest = (uint64_t)now->st_size;
     close(source);
     close(copy);
 }

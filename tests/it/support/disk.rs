@@ -283,6 +283,24 @@ mod tests {
         assert_eq!(bench.read("a"), "z");
     }
 
+    /// Some of the kills come while a sync has a part of the file.
+    #[test]
+    fn what_a_killed_sync_kept_the_next_one_keeps() {
+        const LENGTH: usize = 30_000_000;
+        let bench = Bench::new();
+        assert!(bench.run(&format!(
+            "head -c {LENGTH} /dev/zero | tr '\\0' x | dd of=a bs=1M status=none; sync .
+            for time in .002 .004 .006 .008 .01 .012 .014 .016 .02 .03 .05; do
+                timeout -s KILL $time sync a || true
+            done
+            sync a"
+        )));
+        bench.disk.lose_power(None);
+        let kept = bench.read("a");
+        assert_eq!(kept.len(), LENGTH);
+        assert!(kept.bytes().all(|byte| byte == b'x'), "a part was lost");
+    }
+
     #[test]
     fn syncs_fail_and_lie_when_told() {
         let bench = Bench::new();
