@@ -190,15 +190,7 @@ async fn a_commit_that_no_standby_confirms_is_bounded_and_fails() {
     };
     store.run(note).await.unwrap();
 
-    server.reconfigure(&[("synchronous_standby_names", "nobody")]);
-    // Each of the server's processes hears of it in its own time.
-    let heard = "select current_setting('synchronous_standby_names')";
-    until(async || {
-        asked(&store, heard)
-            .await
-            .is_ok_and(|names| names == "nobody")
-    })
-    .await;
+    server.wait_for_standby("nobody");
     let began = std::time::Instant::now();
     let fault = store.run(note).await.unwrap_err();
     assert!(matches!(fault, Fault::Unconfirmed(_)), "{fault}");
@@ -237,7 +229,7 @@ async fn a_commit_that_no_standby_confirms_is_bounded_and_fails() {
         "{fault}"
     );
 
-    server.reconfigure(&[("synchronous_standby_names", "")]);
+    server.wait_for_standby("");
     store.run(note).await.unwrap();
 }
 

@@ -127,9 +127,7 @@ async fn a_claim_that_no_standby_confirms_sends_nothing() {
     let backend = generous().await;
     let gate = Gate::run(setup(&url, &backend.url(), "10s", "lease = \"60s\"")).await;
     assert_eq!(gate.send(&refund_call("r-1")).await.status, 200);
-    let wait_for = |whom: &'static str| {
-        server.with(move |server| server.reconfigure(&[("synchronous_standby_names", whom)]))
-    };
+    let wait_for = |whom: &'static str| server.with(move |server| server.wait_for_standby(whom));
     wait_for("nobody").await;
     let began = std::time::Instant::now();
     assert_unavailable(&gate.send(&refund_call("r-2")).await);

@@ -150,18 +150,8 @@ impl Server {
 
     /// The same, or what the server says when it refuses.
     pub fn try_query(&self, database: &str, statements: &str) -> Result<String, String> {
-        let output = program("psql")
-            .args(["-h", "127.0.0.1", "-U", ADMIN, "-p", &self.port.to_string()])
-            .args([
-                "--no-psqlrc",
-                "-v",
-                "ON_ERROR_STOP=1",
-                "-qAt",
-                "-d",
-                database,
-                "-c",
-            ])
-            .arg(statements)
+        let output = self
+            .psql(database, statements)
             .output()
             .map_err(|error| error.to_string())?;
         if !output.status.success() {
@@ -172,6 +162,14 @@ impl Server {
             .to_owned())
     }
 
+    fn psql(&self, database: &str, statements: &str) -> Command {
+        let mut psql = program("psql");
+        psql.args(["-h", "127.0.0.1", "-U", ADMIN, "-p", &self.port.to_string()])
+            .args(["--no-psqlrc", "-v", "ON_ERROR_STOP=1", "-qAt"])
+            .args(["-d", database, "-c", statements]);
+        psql
+    }
+
     /// Changes settings of the running server, as far as that needs no restart.
     pub fn reconfigure(&self, settings: &[(&str, &str)]) {
         let mut lines = String::new();
@@ -180,6 +178,29 @@ impl Server {
         }
         append(&self.directory.join("data/postgresql.conf"), &lines);
         self.query("postgres", "select pg_reload_conf()");
+    }
+
+    /// Lets commits wait for a standby of this name, and returns when they do; an empty name: for none.
+    pub fn wait_for_standby(&self, name: &str) {
+        self.reconfigure(&[("synchronous_standby_names", name)]);
+        // The server acts on it a moment after it was told: a commit shows whether it has.
+        const COMMIT: &str = "select pg_logical_emit_message(true, 'a commit', '')";
+        const END_WAITING: &str = "
+            select pg_terminate_backend(pid) from pg_stat_activity
+            where wait_event = 'SyncRep' and query like '%a commit%' and pid <> pg_backend_pid()";
+        let deadline = Instant::now() + PATIENCE;
+        while !name.is_empty() {
+            assert!(Instant::now() < deadline, "commits don't wait for {name}");
+            let mut commit = self.psql("postgres", COMMIT);
+            commit.stdout(Stdio::null()).stderr(Stdio::null());
+            let mut commit = commit.spawn().unwrap();
+            while commit.try_wait().unwrap().is_none() {
+                if self.query("postgres", END_WAITING) == "t" {
+                    commit.wait().unwrap();
+                    return;
+                }
+            }
+        }
     }
 
     /// Puts a copy of a file into the server's data, for its owner alone.
