@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tikigate::net::ListenAddress;
 
 use super::journal::{Event, Journal, Word};
-use super::tiki::Whereabouts;
+use super::tiki::{Whereabouts, gate_at};
 use super::till::Till;
 use crate::support::random::Random;
 use crate::support::raw::exchange_if_there;
@@ -24,7 +24,7 @@ pub(crate) struct Person {
     pub(crate) journal: Arc<Journal>,
     pub(crate) till: Arc<Till>,
     /// Of each gate.
-    pub(crate) admins: Vec<Whereabouts>,
+    pub(crate) admins: Whereabouts,
 }
 
 impl Person {
@@ -41,9 +41,8 @@ impl Person {
     }
 
     async fn resolve_what_is_held(&self, random: &mut Random) {
-        let mut admin = random.pick(&self.admins).clone();
-        // An error is the end of this world.
-        let Ok(Some(admin)) = admin.wait_for(Option::is_some).await.map(|it| it.clone()) else {
+        let place = usize::try_from(random.below(1 << 16)).unwrap();
+        let Some(admin) = gate_at(&self.admins, place).await else {
             return;
         };
         let list = "/api/ledger?state=unknown&limit=100";

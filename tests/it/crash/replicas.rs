@@ -18,23 +18,83 @@ const DEATHS: u64 = 40;
 /// The shortest with a world's deadlines.
 const LEASE: Duration = Duration::from_secs(13);
 /// A gate that was stopped this long has lost its claims, to a gate that was awake to notice.
-const ASLEEP: Duration = Duration::from_secs(16);
+const ASLEEP: Duration = Duration::from_secs(18);
 /// What a dead gate claimed waits for the end of its lease: meanwhile Tiki must want others.
 const AT_ONCE: u64 = 100;
 
-/// The next death of a gate.
-fn next(random: &mut Random, number: u64) -> Death {
-    // The first of each gate, so that the rest of the run goes on meanwhile; and a few later ones.
-    if number == 1 || random.chance(3) {
-        return Death::Asleep(ASLEEP);
+/// What the gates die of. They draw from one lot: a gate that has done its share would otherwise be gone
+/// while the other dies.
+struct Lot {
+    wanted: u64,
+    drawn: u64,
+    deaths: BTreeMap<Died, u64>,
+    /// How often each gate was stopped and went on.
+    slept: [u64; GATES],
+    /// Somebody has to be awake to see a lease end.
+    asleep: bool,
+}
+
+impl Lot {
+    fn new(wanted: u64) -> Self {
+        Self {
+            wanted,
+            drawn: 0,
+            deaths: BTreeMap::new(),
+            slept: [0; GATES],
+            asleep: false,
+        }
     }
-    if random.chance(50) {
-        let step = STEPS[usize::try_from(number).unwrap() % STEPS.len()];
-        return Death::At(step, 1 + random.below(8));
+
+    fn died_at(&self, step: &'static str) -> u64 {
+        self.deaths.get(&Died::At(step)).copied().unwrap_or(0)
     }
-    match random.below(10) {
-        0 => Death::Starting(random.millis(0, 60)),
-        _ => Death::After(random.below(1000), random.millis(0, 20)),
+
+    /// How often each gate is stopped in so many lives: once in a usual run, since it takes its time, and
+    /// not at all in a short one.
+    fn sleeps(&self, lives: u64) -> u64 {
+        match self.wanted < DEATHS {
+            true => 0,
+            false => 1 + lives.min(self.wanted - 1) / DEATHS,
+        }
+    }
+
+    /// Whether each gate was stopped as often as the whole run has it. The lot ends no earlier: what comes
+    /// beyond the wanted lives is bounded by the time that the others sleep.
+    fn is_rested(&self) -> bool {
+        let wanted = self.sleeps(self.wanted);
+        self.slept.iter().all(|slept| *slept >= wanted)
+    }
+
+    /// The next death of this gate; none: it's enough.
+    fn draw(&mut self, place: usize, random: &mut Random) -> Option<Death> {
+        if self.drawn >= self.wanted && self.is_rested() {
+            return None;
+        }
+        self.drawn += 1;
+        let is_due = self.slept[place] < self.sleeps(self.drawn);
+        // Not in the first lives: there would be nothing to be stopped in.
+        if self.drawn > GATES as u64 && !self.asleep && is_due {
+            self.asleep = true;
+            // One before it asks for leave to send, the other when it has got it.
+            let step = ["after_claim", "before_first_byte"][place % 2];
+            return Some(Death::Asleep(step, 1 + random.below(4), ASLEEP));
+        }
+        Some(match random.below(10) {
+            0 => Death::Starting(random.millis(0, 60)),
+            1..4 => Death::After(random.below(400), random.millis(0, 20)),
+            _ => {
+                let rarest = STEPS.iter().min_by_key(|step| self.died_at(step));
+                Death::At(rarest.unwrap(), 1 + random.below(4))
+            }
+        })
+    }
+
+    fn note(&mut self, place: usize, death: &Death, died: Died) {
+        if let Death::Asleep(..) = death {
+            self.asleep = false;
+            self.slept[place] += 1;
+        }
+        *self.deaths.entry(died).or_default() += 1;
     }
 }
 
@@ -85,23 +145,26 @@ async fn whatever_dies_of_two_gates_and_their_server_each_refund_is_sent_once() 
         let mut random = Random::part(seed, &[6]);
         tokio::task::spawn_blocking(move || crash(&server, &over, &mut random))
     };
+    let lot = Mutex::new(Lot::new(scaled(DEATHS)));
     let lives = async |place: usize| {
         let mut random = Random::part(seed, &[7, place as u64]);
-        let mut deaths = BTreeMap::<Died, u64>::new();
-        for number in 0..scaled(DEATHS).div_ceil(GATES as u64) {
-            let death = next(&mut random, number);
-            *deaths
-                .entry(world.live_at(place, death, || ()).await)
-                .or_default() += 1;
+        loop {
+            let drawn = lot.lock().unwrap().draw(place, &mut random);
+            let Some(death) = drawn else { break };
+            let died = world.live_at(place, death.clone(), || ()).await;
+            lot.lock().unwrap().note(place, &death, died);
         }
-        deaths
     };
-    let deaths = tokio::join!(lives(0), lives(1));
+    tokio::join!(lives(0), lives(1));
     over.store(true, Ordering::SeqCst);
     let crashes = crashing.await.unwrap();
+    let lot = lot.into_inner().unwrap();
     println!(
-        "replicas: {crashes} crashes of the server in {:.1?}, deaths {deaths:?}",
-        began.elapsed()
+        "replicas: {} lives, {crashes} crashes of the server in {:.1?}, stopped {:?}, deaths {:?}",
+        lot.drawn,
+        began.elapsed(),
+        lot.slept,
+        lot.deaths
     );
     let journal = Arc::clone(&world.journal);
     let faults = world.reckon(Duration::ZERO).await;
@@ -112,4 +175,6 @@ async fn whatever_dies_of_two_gates_and_their_server_each_refund_is_sent_once() 
     );
     assert!(faults.is_empty(), "{}", faults.join("\n"));
     assert!(crashes > 0, "the server never crashed");
+    let at_steps: u64 = STEPS.iter().map(|step| lot.died_at(step)).sum();
+    assert!(at_steps > 0, "nobody died at a step: {:?}", lot.deaths);
 }

@@ -16,8 +16,18 @@ use crate::support::raw::exchange_if_there;
 
 /// Tiki gives up on a call after this.
 const PATIENCE: Duration = Duration::from_secs(8);
-/// Where the gate is, while it runs.
-pub(crate) type Whereabouts = watch::Receiver<Option<ListenAddress>>;
+
+/// Where each gate is, while it runs.
+pub(crate) type Whereabouts = watch::Receiver<Vec<Option<ListenAddress>>>;
+
+/// The gate at this place, or the next one that is there; waits for one. None: the world has ended.
+pub(crate) async fn gate_at(gates: &Whereabouts, place: usize) -> Option<ListenAddress> {
+    let mut gates = gates.clone();
+    let there = gates.wait_for(|gates| gates.iter().any(Option::is_some));
+    let there = there.await.ok()?;
+    let places = (0..there.len()).map(|next| (place + next) % there.len());
+    places.into_iter().find_map(|place| there[place].clone())
+}
 
 /// The route that refunds are sent to.
 pub(crate) const PATH: &str = "/tiki/refund";
@@ -27,7 +37,7 @@ pub(crate) struct Tiki {
     pub(crate) seed: u64,
     pub(crate) journal: Arc<Journal>,
     /// Copies of a call come to one after the other.
-    pub(crate) gates: Vec<Whereabouts>,
+    pub(crate) gates: Whereabouts,
     /// Refunds that are wanted at once.
     at_once: u64,
     calls: AtomicU64,
@@ -36,12 +46,7 @@ pub(crate) struct Tiki {
 }
 
 impl Tiki {
-    pub(crate) fn new(
-        seed: u64,
-        at_once: u64,
-        journal: Arc<Journal>,
-        gates: Vec<Whereabouts>,
-    ) -> Self {
+    pub(crate) fn new(seed: u64, at_once: u64, journal: Arc<Journal>, gates: Whereabouts) -> Self {
         Self {
             seed,
             journal,
@@ -119,10 +124,7 @@ impl Tiki {
     /// Asks once; the answer, if one came.
     pub(crate) async fn ask(&self, key: &Arc<str>, call: &Call) -> Option<Given> {
         let number = self.calls.fetch_add(1, Ordering::SeqCst);
-        let place = usize::try_from(number).unwrap() % self.gates.len();
-        let mut gate = self.gates[place].clone();
-        // An error is the end of this world.
-        let address = gate.wait_for(Option::is_some).await.ok()?.clone()?;
+        let address = gate_at(&self.gates, usize::try_from(number).unwrap()).await?;
         self.journal.note(key, Event::Asked { call: number });
         let answer = exchange_if_there(&address, call.to_bytes(), PATIENCE).await?;
         let body = String::from_utf8_lossy(&answer.body).into_owned();

@@ -30,8 +30,10 @@ const LIFE_WITHIN: Duration = Duration::from_secs(5);
 /// A step that has not been come to when so much has happened for each refund that Tiki wants at once: the
 /// gate is killed where it stands.
 const STEP_WITHIN: u64 = 12;
-/// What happens in a life before it is stopped, and after.
+/// What happens in a life after it was stopped.
 const AWAKE: u64 = 30;
+/// And how long it goes on at least: it has to come back to what it was at.
+const AFTER_SLEEP: Duration = Duration::from_secs(1);
 /// How long a sync takes: what comes in meanwhile is the next batch.
 const SYNC_MICROS: u32 = 300;
 /// How the fault of a ledger in quarantine begins.
@@ -88,23 +90,24 @@ pub(crate) struct World {
 }
 
 /// Where a gate is while it lives.
-#[derive(Default)]
 struct Place {
-    gate: watch::Sender<Option<ListenAddress>>,
-    admin: watch::Sender<Option<ListenAddress>>,
+    number: usize,
+    gates: watch::Sender<Vec<Option<ListenAddress>>>,
+    admins: watch::Sender<Vec<Option<ListenAddress>>>,
 }
 
 impl Place {
     fn taken_by(&self, gate: &GateProcess) {
-        self.gate
-            .send_replace(Some(ListenAddress::Tcp(gate.address())));
-        self.admin
-            .send_replace(Some(ListenAddress::Tcp(gate.admin_address())));
+        let (address, admin) = (gate.address(), gate.admin_address());
+        self.gates
+            .send_modify(|gates| gates[self.number] = Some(ListenAddress::Tcp(address)));
+        self.admins
+            .send_modify(|admins| admins[self.number] = Some(ListenAddress::Tcp(admin)));
     }
 
     fn left(&self) {
-        self.gate.send_replace(None);
-        self.admin.send_replace(None);
+        self.gates.send_modify(|gates| gates[self.number] = None);
+        self.admins.send_modify(|admins| admins[self.number] = None);
     }
 }
 
@@ -118,8 +121,9 @@ pub(crate) enum Death {
     Starting(Duration),
     /// At the n-th passing of a step.
     At(&'static str, u64),
-    /// By SIGKILL, after it was stopped as by SIGSTOP for this long, and lived on a little.
-    Asleep(Duration),
+    /// By SIGKILL, after it was stopped at the n-th passing of a step, as by SIGSTOP, for this long, and
+    /// lived on a little. Nobody new comes to it while it is stopped.
+    Asleep(&'static str, u64, Duration),
 }
 
 impl World {
@@ -155,14 +159,24 @@ impl World {
                 setup = setup.environment(&name, &value);
             }
         }
-        let places: Vec<_> = (0..gates).map(|_| Arc::new(Place::default())).collect();
-        let found = places.iter().map(|place| place.gate.subscribe()).collect();
-        let tiki = Arc::new(Tiki::new(seed, at_once, Arc::clone(&journal), found));
+        let nowhere = || watch::Sender::new(vec![None; gates]);
+        let (found, admins) = (nowhere(), nowhere());
+        let place = |number| {
+            let (gates, admins) = (found.clone(), admins.clone());
+            Arc::new(Place {
+                number,
+                gates,
+                admins,
+            })
+        };
+        let places: Vec<_> = (0..gates).map(place).collect();
+        let gates = found.subscribe();
+        let tiki = Arc::new(Tiki::new(seed, at_once, Arc::clone(&journal), gates));
         let person = Arc::new(Person {
             seed,
             journal: Arc::clone(&journal),
             till: Arc::clone(&till),
-            admins: places.iter().map(|place| place.admin.subscribe()).collect(),
+            admins: admins.subscribe(),
         });
         Self {
             setup: Arc::new(setup),
@@ -304,7 +318,11 @@ fn live(
             child.wait().unwrap();
             return Died::Starting;
         }
-        Death::After(..) | Death::Asleep(_) => None,
+        Death::After(..) => None,
+        Death::Asleep(step, nth, _) => {
+            command.env("TIKIGATE_FAILPOINT", format!("{step}=stop@{nth}"));
+            None
+        }
         Death::At(step, nth) => {
             command.env("TIKIGATE_FAILPOINT", format!("{step}=kill@{nth}"));
             Some(*step)
@@ -321,12 +339,13 @@ fn live(
     trouble();
     let (most, linger) = match death {
         Death::After(most, linger) => (*most, *linger),
-        Death::Asleep(time) => {
-            end_of(&mut running, journal, AWAKE, Duration::ZERO);
-            running.signal(Signal::STOP);
+        Death::Asleep(_, _, time) => {
+            wait_until_stopped(&running);
+            place.left();
             std::thread::sleep(*time);
             running.signal(Signal::CONT);
-            (AWAKE, Duration::ZERO)
+            place.taken_by(&running);
+            (AWAKE, AFTER_SLEEP)
         }
         _ => (step_within, Duration::ZERO),
     };
@@ -341,6 +360,24 @@ fn live(
             running.kill();
             Died::Anywhere
         }
+    }
+}
+
+/// Waits for the step that a gate is stopped at; one that doesn't come to it is stopped where it is.
+fn wait_until_stopped(running: &GateProcess) {
+    let stat = format!("/proc/{}/stat", running.pid());
+    let deadline = Instant::now() + LIFE_WITHIN;
+    loop {
+        let text = std::fs::read_to_string(&stat).unwrap();
+        let state = text.rsplit(')').next().unwrap().trim_start().chars().next();
+        if state == Some('T') {
+            return;
+        }
+        if Instant::now() >= deadline {
+            running.signal(Signal::STOP);
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
