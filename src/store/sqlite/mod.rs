@@ -14,6 +14,8 @@
 //! - A batch fails as a whole: nothing of it is replied to with success, the connection is closed, and
 //!   before anything else is done the file is opened anew and its log checkpointed completely, since
 //!   what a failed fsync left in memory must not be taken for what is on disk.
+//! - A sync of the file fails while the log is brought into it: what was brought in before may be lost
+//!   and SQLite would not bring it in again, so the same is done, and the log is kept for it.
 //! - The file is older than the watermark says (restored, rolled back, its log lost): the generation
 //!   is raised and the quarantine entered. The same when either of the two is gone or another one's.
 //! - Another process has the file: refused, with its process id.

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 
 use super::file::{
     LockError, ProcessLock, directory_of, lock_path, sync_directory, unsafe_filesystem,
@@ -187,7 +187,7 @@ pub(super) fn open(options: &Options) -> Result<(Opening, Opened), OpenError> {
     if !exists && options.require_existing {
         return Err(OpenError::Missing(path.clone()));
     }
-    let (connection, meta) = connect(options)?;
+    let (connection, meta) = connect(options, Log::AsFound)?;
     opened.created = !exists;
     let io = |error| OpenError::Io {
         path: options.watermark.clone(),
@@ -220,8 +220,17 @@ pub(super) fn take_lock(path: &Path) -> Result<ProcessLock, OpenError> {
     })
 }
 
+/// How the log is brought into the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Log {
+    /// As far as it isn't there yet.
+    AsFound,
+    /// All of it: what was brought in before may be lost.
+    Anew,
+}
+
 /// Connects, checks whose file it is, brings its schema up to date, and its log into it.
-pub(super) fn connect(options: &Options) -> Result<(Connection, Meta), OpenError> {
+pub(super) fn connect(options: &Options, log: Log) -> Result<(Connection, Meta), OpenError> {
     let path = &options.path;
     check_header(path)?;
     make_private(path)?;
@@ -230,6 +239,7 @@ pub(super) fn connect(options: &Options) -> Result<(Connection, Meta), OpenError
         | OpenFlags::SQLITE_OPEN_CREATE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags).map_err(sql)?;
+    keep_log(&connection, true).map_err(sql)?;
     connection.busy_timeout(writer::BUSY).map_err(sql)?;
     let version = identify(&connection, path)?;
     if version == 0 {
@@ -249,6 +259,9 @@ pub(super) fn connect(options: &Options) -> Result<(Connection, Meta), OpenError
             meta
         }
     };
+    if log == Log::Anew {
+        assert_log_is_new(&connection, path)?;
+    }
     checkpoint_completely(&connection, path)?;
     check_length(&connection, path)?;
     sync_directory(&directory_of(path)).map_err(|error| OpenError::Io {
@@ -256,6 +269,12 @@ pub(super) fn connect(options: &Options) -> Result<(Connection, Meta), OpenError
         error,
     })?;
     Ok((connection, meta))
+}
+
+/// Whether the log stays when the connection is the last to be closed. Otherwise SQLite brings it into
+/// the file, as far as it believes that it isn't there, and takes it away.
+pub(super) fn keep_log(connection: &Connection, keep: bool) -> rusqlite::Result<bool> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keep)
 }
 
 /// What the writing connection is set to.
@@ -410,6 +429,22 @@ pub(super) fn checkpoint_completely(connection: &Connection, path: &Path) -> Res
     })
 }
 
+/// SQLite's notes of how much of the log was brought in live on while anybody has the file open.
+fn assert_log_is_new(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let brought_in: i64 = connection
+        .query_row("PRAGMA wal_checkpoint(NOOP)", (), |row| row.get(2))
+        .map_err(|error| understood(path, error))?;
+    if brought_in <= 0 {
+        return Ok(());
+    }
+    Err(OpenError::Checkpoint {
+        path: path.to_path_buf(),
+        detail:
+            "a part of it may be lost, and is brought in again once nobody else has the file open"
+                .to_owned(),
+    })
+}
+
 /// A file that is shorter than its header says was cut off; SQLite would notice at the missing page.
 fn check_length(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     let number = |name: &str| -> rusqlite::Result<i64> {
@@ -512,6 +547,15 @@ pub(super) fn understood(path: &Path, error: rusqlite::Error) -> OpenError {
         },
         _ => OpenError::Sql { path, error },
     }
+}
+
+/// What was written before may be lost, though the file still shows it.
+pub(super) fn is_failed_sync(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    matches!(
+        code,
+        Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC)
+    )
 }
 
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {

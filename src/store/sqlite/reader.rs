@@ -8,7 +8,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
-use super::{Shared, StoreError, gone, lock};
+use super::{Shared, StoreError, gone, lock, open};
 
 /// Looks that may wait; more are refused.
 const QUEUE: usize = 256;
@@ -76,6 +76,7 @@ fn read(shared: &Shared, looks: &Receiver<Look>) {
 fn connect(shared: &Shared) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(&shared.path, flags)?;
+    open::keep_log(&connection, true)?;
     connection.busy_timeout(Duration::from_secs(2))?;
     connection.pragma_update(None, "query_only", true)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;

@@ -237,17 +237,26 @@ impl Work {
         if self.log_pages() == 0 {
             return;
         }
-        let _alone = lock(&self.shared.checkpointing);
-        if let Some(connection) = &self.usable {
-            // A reader in the middle of a look keeps some of it: the next pause will do.
-            let _ = connection.busy_timeout(BUSY_WHEN_IDLE);
-            let emptied = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| {
-                row.get::<_, i64>(0)
-            });
-            let _ = connection.busy_timeout(BUSY);
-            if matches!(emptied, Ok(0)) {
-                self.shared.log_pages.store(0, Ordering::Relaxed);
-            }
+        let alone = lock(&self.shared.checkpointing);
+        if let Some(Err(error)) = self.checkpointer.finished() {
+            drop(alone);
+            self.after_checkpoint(&error);
+            return;
+        }
+        let Some(connection) = &self.usable else {
+            return;
+        };
+        // A reader in the middle of a look keeps some of it: the next pause will do.
+        let _ = connection.busy_timeout(BUSY_WHEN_IDLE);
+        let emptied = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| {
+            row.get::<_, i64>(0)
+        });
+        let _ = connection.busy_timeout(BUSY);
+        drop(alone);
+        match emptied {
+            Ok(0) => self.shared.log_pages.store(0, Ordering::Relaxed),
+            Ok(_) => {}
+            Err(error) => self.after_checkpoint(&error),
         }
     }
 
@@ -328,12 +337,17 @@ impl Work {
         let Some(connection) = &self.usable else {
             return;
         };
-        if self.checkpointer.has_finished() {
+        if let Some(brought_in) = self.checkpointer.finished() {
             // The rest, which came while the checkpointer worked.
-            let _alone = lock(&self.shared.checkpointing);
-            let _ = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()));
+            let brought_in = brought_in.and_then(|()| {
+                let _alone = lock(&self.shared.checkpointing);
+                connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()))
+            });
             // With the cache that it has it works as well.
             let _ = fit_cache(connection);
+            if let Err(error) = brought_in {
+                self.after_checkpoint(&error);
+            }
             return;
         }
         if self.log_pages() >= CHECKPOINT_PAGES {
@@ -341,11 +355,31 @@ impl Work {
         }
     }
 
+    /// A part of the log could not be brought into the file. The next time will do, unless a sync of the
+    /// file failed: what was brought in before may be lost with it, and SQLite would not bring it in again.
+    fn after_checkpoint(&mut self, error: &rusqlite::Error) {
+        tracing::warn!(%error, "the ledger's log can't be brought into its file now");
+        if !open::is_failed_sync(error) {
+            return;
+        }
+        if let Some(connection) = self.usable.take() {
+            self.distrust(connection, &Failure::Checkpoint(error.to_string()));
+        }
+    }
+
     /// Nothing of the batch counts. What is on disk of it is found out by opening the file anew.
     fn fail(&mut self, connection: Connection, jobs: Vec<Box<dyn Job>>, failure: &Failure) {
+        let error = self.distrust(connection, failure);
+        for job in jobs {
+            self.undo.extend(job.failed(&error));
+        }
+    }
+
+    /// Gives the file up until it was opened anew.
+    fn distrust(&mut self, connection: Connection, failure: &Failure) -> StoreError {
         self.opening += 1;
         let error = StoreError(failure.to_string());
-        tracing::error!(%error, jobs = jobs.len(), "the ledger could not commit: nothing is forwarded until it can");
+        tracing::error!(%error, "the ledger failed: nothing is forwarded until it was opened anew");
         self.damaged = failure.is_damage();
         let advice = if self.damaged {
             "; the file is damaged: stop the gate, look into the file with tikigate ledger verify, and put a backup back"
@@ -356,11 +390,9 @@ impl Work {
         // A rollback of a transaction that is over fails, which is as good.
         let _ = connection.execute_batch("ROLLBACK");
         self.let_go(connection);
-        for job in jobs {
-            self.undo.extend(job.failed(&error));
-        }
         self.reopen_pause = REOPEN_PAUSE;
         self.reopen_at = Instant::now() + self.reopen_pause;
+        error
     }
 
     /// Closes every connection, so that nothing keeps in memory what may not be on disk.
@@ -408,7 +440,7 @@ impl Work {
         if !self.options.path.exists() {
             return Err(OpenError::Gone(self.options.path.clone()));
         }
-        let (connection, meta) = open::connect(&self.options)?;
+        let (connection, meta) = open::connect(&self.options, open::Log::Anew)?;
         let io = |error| OpenError::Io {
             path: self.options.watermark.clone(),
             error,
@@ -447,8 +479,16 @@ impl Work {
         if let Some(connection) = self.usable.take() {
             let _alone = lock(&self.shared.checkpointing);
             lock(&self.shared.reading).take();
-            if let Err(error) = open::checkpoint_completely(&connection, &self.options.path) {
-                tracing::warn!(%error, "the ledger was closed with its log not empty; its next start brings it in");
+            let brought_in = match self.checkpointer.finished() {
+                Some(Err(error)) => Err(open::understood(&self.options.path, error)),
+                _ => open::checkpoint_completely(&connection, &self.options.path),
+            };
+            match brought_in {
+                // Without a log that says something, SQLite may take it away.
+                Ok(()) => drop(open::keep_log(&connection, false)),
+                Err(error) => {
+                    tracing::warn!(%error, "the ledger was closed with its log not empty; its next start brings it in");
+                }
             }
         }
         *lock(&self.shared.trouble) = Some("the ledger is closed".to_owned());
@@ -473,6 +513,8 @@ enum Failure {
     Sql(#[from] rusqlite::Error),
     #[error("the watermark can't be written: {0}")]
     Watermark(#[from] io::Error),
+    #[error("its file could not be synced: {0}")]
+    Checkpoint(String),
     #[error("a panic in the ledger")]
     Panic,
 }
@@ -481,7 +523,7 @@ impl Failure {
     fn is_damage(&self) -> bool {
         match self {
             Self::Sql(error) => open::is_damage(error),
-            Self::Watermark(_) | Self::Panic => false,
+            Self::Watermark(_) | Self::Checkpoint(_) | Self::Panic => false,
         }
     }
 }

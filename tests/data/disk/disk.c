@@ -45,6 +45,7 @@ struct control {
     volatile uint32_t sync_takes;   /* so many microseconds */
     volatile uint32_t syncs;        /* syncs so far */
     volatile uint32_t failed;       /* calls that failed because they were told to */
+    volatile uint32_t fail_on;      /* 0: any sync of a file may fail; 1: only of files ending in .db */
 };
 
 /* DISK_SHADOW/dirty/INODE */
@@ -450,8 +451,13 @@ int fallocate(int fd, int mode, off_t at, off_t count) { return fallocate64(fd, 
 
 /* Syncing ----------------------------------------------------------------------------------------- */
 
-static bool must_fail(void) {
+static bool must_fail(int fd) {
     if (!control->fail_syncs) return false;
+    if (control->fail_on) {
+        char path[PATH_MAX];
+        path_of(fd, path);
+        if (!ends_with(path, ".db")) return false;
+    }
     if (control->pass_syncs) {
         control->pass_syncs--;
         return false;
@@ -479,7 +485,7 @@ static int sync_file(int fd) {
     if (file || is_directory) {
         control->syncs++;
         result = 0;
-        if (must_fail()) {
+        if (must_fail(fd)) {
             control->failed++;
             if (file && control->lose_dirty) {
                 memset((void *)file->dirty->block, 0, BLOCKS);

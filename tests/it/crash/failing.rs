@@ -3,9 +3,14 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use tokio::task::JoinSet;
 
 use super::bench::{Bench, Gate};
 use super::world::SQLITE;
@@ -105,6 +110,131 @@ async fn while_syncs_fail_the_gate_is_unready_and_comes_back_by_itself() {
     to_its_end(&bench, &gate, "r-new").await;
     assert_eq!(gate.refund("r-before").await.status, 200);
     assert_eq!((bench.sent("r-before"), bench.sent("r-new")), (1, 1));
+}
+
+/// How long some hundred refunds take at most, after which the log is brought into the file.
+const LOG_FILLS_WITHIN: Duration = Duration::from_secs(120);
+
+/// Where the log begins anew, these bytes of it change.
+fn salt_of_the_log(bench: &Bench) -> Option<[u8; 8]> {
+    let log = File::open(bench.data("tikigate.db-wal")).ok()?;
+    let mut salt = [0; 8];
+    log.read_exact_at(&mut salt, 16).ok()?;
+    Some(salt)
+}
+
+/// Waits for that; it takes some hundred refunds.
+async fn log_begun_anew(bench: &Bench, after: Option<[u8; 8]>) -> Option<[u8; 8]> {
+    let begun = async {
+        loop {
+            let salt = salt_of_the_log(bench);
+            if salt.is_some() && salt != after {
+                return salt;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let begun = tokio::time::timeout(LOG_FILLS_WITHIN, begun).await;
+    begun.expect("the log begins anew")
+}
+
+/// Refunds, many at a time, until they are over; their keys.
+struct Traffic {
+    lanes: JoinSet<Vec<String>>,
+    over: Arc<AtomicBool>,
+}
+
+const LANES: usize = 16;
+
+impl Traffic {
+    fn start(bench: &Arc<Bench>, gate: &Arc<Gate>) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let mut lanes = JoinSet::new();
+        for lane in 0..LANES {
+            let (bench, gate, over) = (Arc::clone(bench), Arc::clone(gate), Arc::clone(&over));
+            lanes.spawn(async move {
+                let mut keys = Vec::new();
+                while !over.load(Ordering::Relaxed) {
+                    let key = format!("r-{lane}-{}", keys.len());
+                    to_its_end(&bench, &gate, &key).await;
+                    keys.push(key);
+                }
+                keys
+            });
+        }
+        Self { lanes, over }
+    }
+
+    async fn end(self) -> Vec<String> {
+        self.over.store(true, Ordering::Relaxed);
+        let keys = self.lanes.join_all().await.concat();
+        assert!(keys.len() > LANES, "{}", keys.len());
+        keys
+    }
+}
+
+/// The log is brought into the file in parts, and a sync that fails later may lose the earlier ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_failed_to_sync_is_written_again_from_the_log() {
+    let bench = Arc::new(Bench::with(SQLITE, true, |_| Answer::success().into()).await);
+    let disk = bench.disk.as_ref().unwrap();
+    let gate = Arc::new(bench.start().await);
+    disk.tell(Number::FailOn, 1);
+    disk.tell(Number::LoseDirty, 1);
+    let traffic = Traffic::start(&bench, &gate);
+    // The first failure is of what the writer brings in, the second of the opening after it.
+    let mut failed = 0;
+    for failures in [1, 2] {
+        let salt = log_begun_anew(&bench, None).await;
+        disk.tell(Number::FailSyncs, failures);
+        log_begun_anew(&bench, salt).await;
+        failed += failures;
+        assert_eq!(disk.told(Number::Failed), failed, "the file's syncs failed");
+    }
+    let keys = traffic.end().await;
+    Arc::into_inner(gate).unwrap().kill().await;
+    disk.lose_power(None);
+    let gate = bench.start().await;
+    for key in &keys {
+        assert_eq!(gate.told(key).await.0, 200, "{key}");
+    }
+    // None was sent a second time.
+    assert_eq!(bench.backend.requests().len(), keys.len());
+}
+
+/// Another program keeps SQLite's notes of how much of the log was brought in, which aren't true any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_failed_sync_the_file_is_not_used_while_another_program_has_it() {
+    let bench = Arc::new(Bench::with(SQLITE, true, |_| Answer::success().into()).await);
+    let disk = bench.disk.as_ref().unwrap();
+    let gate = Arc::new(bench.start().await);
+    let program = rusqlite::Connection::open(bench.data("tikigate.db")).unwrap();
+    let keep_log = rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+    program.set_db_config(keep_log, true).unwrap();
+    let look = "SELECT sequence FROM meta";
+    program
+        .query_row(look, (), |row| row.get::<_, i64>(0))
+        .unwrap();
+    disk.tell(Number::FailOn, 1);
+    disk.tell(Number::FailSyncs, 1);
+    let traffic = Traffic::start(&bench, &gate);
+    let refused = async {
+        while !gate
+            .readiness()
+            .await
+            .1
+            .contains("nobody else has the file open")
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let refused = tokio::time::timeout(LOG_FILLS_WITHIN, refused).await;
+    refused.expect("the file is refused");
+    assert_eq!(gate.readiness().await.0, 503);
+    drop(program);
+    gate.wait_for_readiness(200).await;
+    let keys = traffic.end().await;
+    assert_eq!(bench.backend.requests().len(), keys.len());
 }
 
 /// A small file system in memory on a directory, until it is dropped.

@@ -39,6 +39,8 @@ pub(crate) enum Number {
     Syncs = 6,
     /// Calls that failed because they were told to.
     Failed = 7,
+    /// 1: only syncs of files that end in `.db` fail.
+    FailOn = 8,
 }
 
 impl Disk {
@@ -104,7 +106,7 @@ impl Disk {
 
     fn begin(&self) {
         fs::create_dir(&self.shadow).unwrap();
-        fs::write(self.shadow.join("control"), [0; 32]).unwrap();
+        fs::write(self.shadow.join("control"), [0; 36]).unwrap();
     }
 
     fn control(&self) -> fs::File {
