@@ -49,15 +49,17 @@ class Filled:
         if missing <= 0:
             return
         database = open_alone(self.database)
-        template = newest(database)
+        template, answer = newest(database)
         first = database.execute("SELECT next_record FROM meta").fetchone()[0]
         began = time.time()
-        rows = Rows(template, first, missing)
-        insert = f"INSERT INTO records ({', '.join(template)}) VALUES ({', '.join('?' * len(template))})"
+        rows = Rows(template, answer, first, missing)
         for start in range(first, first + missing, CHUNK):
             end = min(start + CHUNK, first + missing)
             database.execute("BEGIN")
-            database.executemany(insert, map(rows.row, range(start, end)))
+            made = [rows.row(record) for record in range(start, end)]
+            database.executemany(insert("records", template), made)
+            # In the order that they were done in, as the gate does it.
+            database.executemany(insert("answers", answer), map(rows.answer, made))
             database.execute("UPDATE meta SET done = done + ?, next_record = ?", (end - start, end))
             database.execute("COMMIT")
             if (end - first) % 1_000_000 == 0:
@@ -97,7 +99,7 @@ class Filled:
 class Rows:
     """Rows like a template's, each with a number of its own."""
 
-    def __init__(self, template, first, count):
+    def __init__(self, template, answer, first, count):
         self.columns = list(template)
         self.template = list(template.values())
         self.place = {name: place for place, name in enumerate(template)}
@@ -109,6 +111,9 @@ class Rows:
         self.texts = [self.place[name] for name in ("fields", "subject") if template[name] is not None]
         assert self.fingerprint(self.old) == template["fingerprint"], "the gate's fingerprints have changed"
         assert first_bytes(template["message"]) == template["message_hash"], "the gate's hashes have changed"
+        self.answer_template = list(answer.values())
+        self.answer_place = {name: place for place, name in enumerate(answer)}
+        assert self.check(self.template) == answer["key_check"], "the gate's key checks have changed"
 
     def row(self, record):
         number = str(FIRST + record)
@@ -130,6 +135,19 @@ class Rows:
             row[place["subject_hash"]] = first_bytes(row[place["subject"]])
         return row
 
+    def answer(self, row):
+        """The answer of a record's row."""
+        answer = self.answer_template.copy()
+        for name in ("id", "message_hash", "fingerprint"):
+            answer[self.answer_place[name]] = row[self.place[name]]
+        answer[self.answer_place["key_check"]] = self.check(row)
+        return answer
+
+    def check(self, row):
+        """As in src/ledger/sqlite/answers.rs."""
+        parts = [row[self.place[name]].encode() for name in ("namespace", "client", "message")]
+        return hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).digest()[:16]
+
     @staticmethod
     def fingerprint(number):
         """As in src/tiki/key.rs, of the calls that common.request makes."""
@@ -144,18 +162,23 @@ def first_bytes(text):
 
 
 def newest(database):
-    """The row that the others are copies of."""
+    """The row that the others are copies of, and that of its answer."""
     database.row_factory = sqlite3.Row
-    row = database.execute("SELECT * FROM records WHERE state = 'done' ORDER BY id DESC LIMIT 1").fetchone()
+    row = database.execute("SELECT * FROM records WHERE listed = 1 ORDER BY id DESC LIMIT 1").fetchone()
+    answer = database.execute("SELECT * FROM answers WHERE id = ?", (row["id"],)).fetchone()
     database.row_factory = None
-    return dict(row)
+    return dict(row), dict(answer)
+
+
+def insert(table, row):
+    return f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"
 
 
 def open_alone(path):
     """Fast and not durable: for a file that is made anew if this goes wrong."""
     database = sqlite3.connect(path, isolation_level=None)
     for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = DELETE", "journal_mode = OFF", "synchronous = OFF",
-                   "cache_size = -1500000"):
+                   "cache_size = -4000000"):
         database.execute(f"PRAGMA {pragma}").fetchall()
     return database
 

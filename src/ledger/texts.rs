@@ -16,6 +16,11 @@ pub(in crate::ledger) fn micros(time: SystemTime) -> i64 {
     }
 }
 
+/// How many microseconds a time is long, without the rest.
+pub(in crate::ledger) fn micros_of(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
 /// The time of so many microseconds since 1970.
 pub(in crate::ledger) fn time_of(micros: i64) -> SystemTime {
     let by = Duration::from_micros(micros.unsigned_abs());

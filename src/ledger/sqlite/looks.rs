@@ -150,11 +150,14 @@ impl Query {
             conditions.push(condition.replace('?', &format!("?{}", values.len())));
         };
         let mut end = None;
-        let mut from = "records";
         match (&filter.key, filter.state) {
             (Some(key), _) => {
-                from = "records INDEXED BY records_by_message";
-                add("message_hash = ?", Value::from(hash(key)));
+                add(
+                    "id IN (SELECT id FROM answers WHERE message_hash = ? UNION ALL \
+                     SELECT id FROM records INDEXED BY records_by_message \
+                     WHERE message_hash = ? AND listed IS NULL)",
+                    Value::from(hash(key)),
+                );
                 add("message = ?", Value::from(key.clone()));
             }
             // What isn't done is little, and has an index.
@@ -195,7 +198,7 @@ impl Query {
             format!(" LIMIT {}", limit + 1)
         };
         let sql = format!(
-            "SELECT {COLUMNS} FROM {from} WHERE {} ORDER BY id{rows}",
+            "SELECT {COLUMNS} FROM records WHERE {} ORDER BY id{rows}",
             conditions.join(" AND ")
         );
         Self { sql, values, end }

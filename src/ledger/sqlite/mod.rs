@@ -5,6 +5,7 @@
 //! goes to the reader ([`looks`]). A permit is answered from memory: as long as this process holds the
 //! file's lock, nobody else takes a claim away, and whatever this process does to a claim passes here.
 
+mod answers;
 mod events;
 mod live;
 mod looks;

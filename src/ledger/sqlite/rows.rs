@@ -11,7 +11,8 @@ use rusqlite::{Connection, Row, params};
 use sha2::{Digest as _, Sha256};
 
 use crate::ledger::texts::{
-    fields_of, fields_text, headers_of, headers_text, micros, rule_of, rule_text, time_of,
+    fields_of, fields_text, headers_of, headers_text, micros, micros_of, rule_of, rule_text,
+    time_of,
 };
 use crate::ledger::transition::Entry;
 use crate::ledger::{
@@ -19,6 +20,7 @@ use crate::ledger::{
     RecordId, State, Subject,
 };
 
+use super::answers;
 use super::events::EventText;
 
 /// The columns that an entry is made of: [`COLUMNS`] to select them, [`Column`] to get them by place,
@@ -34,10 +36,11 @@ macro_rules! columns {
             " FROM records WHERE id = ?1",
         );
 
-        /// The record of a message's hash, text, client and namespace.
+        /// The record of a message's hash, text, client and namespace whose answer is not listed.
         pub(super) const BY_KEY: &str = concat!(
             "SELECT ", stringify!($first), $(", ", stringify!($name)),+,
-            " FROM records WHERE message_hash = ?1 AND message = ?2 AND client = ?3 AND namespace = ?4",
+            " FROM records WHERE message_hash = ?1 AND message = ?2 AND client = ?3 AND namespace = ?4 \
+             AND listed IS NULL",
         );
 
         /// The newest records of a week about a subject, by the subject's hash and text, and its client
@@ -67,7 +70,7 @@ columns!(
     id namespace client message fingerprint state attempt
     version owner policy route created_at updated_at may_run_until
     expires_at keep generation marks absent_since fields subject
-    subject_rule answer_status answer_headers answer_body request_headers request_body events
+    subject_rule answer_status answer_headers answer_body request_headers request_body events listed
 );
 
 /// An entry with its events as they are stored.
@@ -77,6 +80,8 @@ pub(super) struct Stored {
     pub(super) events: EventText,
     /// The week that its subject is filed under.
     filed: i64,
+    /// Its answer is among those that are found by their message's hash: see [`super::answers`].
+    pub(super) listed: bool,
 }
 
 /// A row that this program did not write, or that was damaged since.
@@ -213,6 +218,7 @@ impl Reader<'_, '_> {
             filed: week(entry.record.updated_at),
             entry,
             events: EventText::stored(self.get(Column::events)?),
+            listed: self.get::<Option<i64>>(Column::listed)?.is_some(),
         })
     }
 
@@ -303,11 +309,13 @@ pub(super) fn any_about(
 }
 
 /// Adds a new record.
-pub(super) fn insert(connection: &Connection, stored: &Stored) -> rusqlite::Result<()> {
+pub(super) fn insert(connection: &Connection, stored: &mut Stored) -> rusqlite::Result<()> {
+    answers::follow(connection, stored)?;
     let Stored {
         entry,
         events,
         filed,
+        listed,
     } = stored;
     let record = &entry.record;
     let subject = entry.subject.as_ref();
@@ -315,12 +323,12 @@ pub(super) fn insert(connection: &Connection, stored: &Stored) -> rusqlite::Resu
         "INSERT INTO records (id, message_hash, namespace, client, message, fingerprint, state, \
          attempt, version, owner, policy, route, created_at, updated_at, may_run_until, expires_at, \
          keep, generation, marks, fields, subject, subject_rule, subject_week, subject_hash, \
-         answer_status, answer_headers, answer_body, request_headers, request_body, events) \
+         answer_status, answer_headers, answer_body, request_headers, request_body, events, listed) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, \
          ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, \
          ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, \
          ?24, ?25, ?26, ?27, ?28, \
-         ?29, ?30)",
+         ?29, ?30, ?31)",
     )?;
     insert.execute(params![
         record.id.0.cast_signed(),
@@ -345,7 +353,7 @@ pub(super) fn insert(connection: &Connection, stored: &Stored) -> rusqlite::Resu
         fields_text(&record.fields),
         subject.map(|subject| &*subject.id),
         subject.map(|subject| rule_text(&subject.rule)),
-        subject.map(|_| filed),
+        subject.map(|_| *filed),
         subject.map(|subject| hash(&subject.id)),
         answer_status(record),
         answer_headers(record),
@@ -356,30 +364,51 @@ pub(super) fn insert(connection: &Connection, stored: &Stored) -> rusqlite::Resu
             .map(|request| headers_text(&request.headers)),
         entry.request.as_ref().map(|request| &*request.body),
         events.as_str(),
+        listed.then_some(1),
     ])?;
     Ok(())
 }
+
+/// The columns that may change, with what else is set at the end.
+macro_rules! update {
+    ($more:literal) => {
+        concat!(
+            "UPDATE records SET state = ?2, attempt = ?3, version = ?4, \
+             owner = ?5, policy = ?6, route = ?7, updated_at = ?8, \
+             may_run_until = ?9, expires_at = ?10, keep = ?11, \
+             generation = ?12, marks = ?13, absent_since = ?14, \
+             answer_status = ?15, answer_headers = ?16, \
+             answer_body = ?17, request_headers = ?18, \
+             request_body = ?19, events = ?20",
+            $more,
+            " WHERE id = ?1"
+        )
+    };
+}
+
+const UPDATE: &str = update!("");
+const UPDATE_LISTED: &str = update!(", listed = 1");
+const UPDATE_UNLISTED: &str = update!(", listed = NULL");
 
 /// Writes what may have changed of a record.
 ///
 /// # Errors
 /// SQLite's; and where the record isn't there.
 pub(super) fn update(connection: &Connection, stored: &mut Stored) -> rusqlite::Result<()> {
+    let relisted = answers::follow(connection, stored)?;
     let Stored {
         entry,
         events,
         filed,
+        listed,
     } = stored;
     let record = &entry.record;
-    let mut update = connection.prepare_cached(
-        "UPDATE records SET state = ?2, attempt = ?3, version = ?4, \
-         owner = ?5, policy = ?6, route = ?7, updated_at = ?8, \
-         may_run_until = ?9, expires_at = ?10, keep = ?11, \
-         generation = ?12, marks = ?13, absent_since = ?14, \
-         answer_status = ?15, answer_headers = ?16, \
-         answer_body = ?17, request_headers = ?18, \
-         request_body = ?19, events = ?20 WHERE id = ?1",
-    )?;
+    // Named where it doesn't change, its index would be written anew every time.
+    let mut update = connection.prepare_cached(match (relisted, *listed) {
+        (false, _) => UPDATE,
+        (true, true) => UPDATE_LISTED,
+        (true, false) => UPDATE_UNLISTED,
+    })?;
     let updated = update.execute(params![
         record.id.0.cast_signed(),
         record.state.as_str(),
@@ -420,11 +449,11 @@ pub(super) fn update(connection: &Connection, stored: &mut Stored) -> rusqlite::
     Ok(())
 }
 
-fn keep_micros(entry: &Entry) -> i64 {
-    i64::try_from(entry.keep.as_micros()).unwrap_or(i64::MAX)
+pub(super) fn keep_micros(entry: &Entry) -> i64 {
+    micros_of(entry.keep)
 }
 
-fn policy_word(policy: Policy) -> &'static str {
+pub(super) fn policy_word(policy: Policy) -> &'static str {
     match policy {
         Policy::Hold => "hold",
         Policy::Resend => "resend",
@@ -435,7 +464,7 @@ fn answer_status(record: &Record) -> Option<u16> {
     record.answer.as_ref().map(|answer| answer.status.as_u16())
 }
 
-fn answer_headers(record: &Record) -> Option<Cow<'static, str>> {
+pub(super) fn answer_headers(record: &Record) -> Option<Cow<'static, str>> {
     let answer = record.answer.as_ref();
     answer.map(|answer| headers_text(&answer.headers))
 }
@@ -488,6 +517,7 @@ impl Stored {
             filed: week(entry.record.updated_at),
             entry,
             events,
+            listed: false,
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::ledger::{
 };
 use crate::store::sqlite::{Batch, Job, StoreError};
 
+use super::answers::{self, Listed};
 use super::failed;
 use super::live::{LiveClaims, Touched};
 use super::rows::{self, Stored, Unreadable, hash, place, week};
@@ -291,7 +292,12 @@ impl<'b, 'c> Scope<'b, 'c> {
     }
 
     fn claim(&mut self, claim: Claim) -> Sql<Result<ClaimOutcome, LedgerError>> {
-        let known = match self.find(&claim)? {
+        let known = match answers::find(self.batch.connection, &claim)? {
+            Listed::Outcome(outcome) => return Ok(Ok(outcome)),
+            Listed::Record(id) => self.stored(id)?,
+            Listed::Nowhere => self.find(&claim)?,
+        };
+        let known = match known {
             Ok(known) => known,
             Err(error) => return Ok(Err(LedgerError::Failed(error.to_string()))),
         };
@@ -311,14 +317,14 @@ impl<'b, 'c> Scope<'b, 'c> {
         let id = RecordId(self.batch.meta.next_record);
         self.batch.meta.next_record += 1;
         let (entry, step) = transition::create(claim, id, siblings, moment);
-        let stored = Stored::new(entry, step.event);
-        rows::insert(self.batch.connection, &stored)?;
+        let mut stored = Stored::new(entry, step.event);
+        rows::insert(self.batch.connection, &mut stored)?;
         self.batch.meta.counts[place(stored.entry.record.state)] += 1;
         self.written(stored);
         Ok(Ok(step.reply))
     }
 
-    /// The record of a claim's key.
+    /// The record of a claim's key that is not listed among the answers.
     fn find(&self, claim: &Claim) -> Sql<Result<Option<Stored>, Unreadable>> {
         let mut select = self.batch.connection.prepare_cached(rows::BY_KEY)?;
         let key = &claim.key;

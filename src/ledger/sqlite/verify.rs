@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, Row};
 
+use super::answers;
 use super::events::EventText;
 use super::rows::{self, COLUMNS, Stored, hash, place};
 use crate::ledger::transition::Entry;
@@ -27,7 +28,7 @@ pub fn check_records(
     let namespaces = namespaces(connection)?;
     let kept: u64 = meta.counts.iter().sum();
     let mut counts = [0; 4];
-    let mut seen = 0;
+    let (mut seen, mut listed_records) = (0, 0);
     let mut select = connection.prepare(&format!(
         "SELECT {COLUMNS}, message_hash, subject_hash FROM records ORDER BY id"
     ))?;
@@ -37,7 +38,8 @@ pub fn check_records(
         match rows::read(row) {
             Ok(stored) => {
                 counts[place(stored.entry.record.state)] += 1;
-                check(&stored, row, meta, &namespaces, &mut each)?;
+                listed_records += u64::from(stored.listed);
+                check(connection, &stored, row, meta, &namespaces, &mut each)?;
             }
             Err(error) => each.fault(error.to_string()),
         }
@@ -45,7 +47,21 @@ pub fn check_records(
             told(seen, kept.max(seen));
         }
     }
-    Ok(vec![each, unique(connection)?, kept_counts(meta, counts)])
+    let mut listed = Checked::new("the answers that replays are given");
+    let answers: u64 = connection.query_row("SELECT count(*) FROM answers", (), |row| {
+        row.get::<_, i64>(0).map(i64::cast_unsigned)
+    })?;
+    if answers != listed_records {
+        listed.fault(format!(
+            "there are {answers}, and {listed_records} records have theirs there"
+        ));
+    }
+    Ok(vec![
+        each,
+        unique(connection)?,
+        listed,
+        kept_counts(meta, counts),
+    ])
 }
 
 fn namespaces(connection: &Connection) -> rusqlite::Result<HashSet<Arc<str>>> {
@@ -55,6 +71,7 @@ fn namespaces(connection: &Connection) -> rusqlite::Result<HashSet<Arc<str>>> {
 }
 
 fn check(
+    connection: &Connection,
     stored: &Stored,
     row: &Row<'_>,
     meta: &Meta,
@@ -82,6 +99,9 @@ fn check(
     }
     for what in state_faults(entry) {
         fault(what);
+    }
+    if let Some(what) = answers::faults(connection, stored)? {
+        fault(&what);
     }
     for what in event_faults(entry, events) {
         fault(what);
@@ -144,16 +164,17 @@ fn event_faults(entry: &Entry, events: &EventText) -> Vec<&'static str> {
     faults
 }
 
-/// Two records of one key would let a message run twice.
+/// Two records of one key would let a message run twice. Where one of them is listed, that is seen at
+/// the other.
 fn unique(connection: &Connection) -> rusqlite::Result<Checked> {
     let mut checked = Checked::new("one record a key");
     let mut alike = connection.prepare(
-        "SELECT message_hash FROM records INDEXED BY records_by_message \
+        "SELECT message_hash FROM records INDEXED BY records_by_message WHERE listed IS NULL \
          GROUP BY message_hash HAVING count(*) > 1",
     )?;
     let mut twice = connection.prepare(
         "SELECT group_concat('rec-' || id, ' and ') FROM records INDEXED BY records_by_message \
-         WHERE message_hash = ?1 GROUP BY namespace, client, message HAVING count(*) > 1",
+         WHERE message_hash = ?1 AND listed IS NULL GROUP BY namespace, client, message HAVING count(*) > 1",
     )?;
     let mut hashes = alike.query(())?;
     while let Some(hash) = hashes.next()? {
