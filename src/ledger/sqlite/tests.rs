@@ -8,7 +8,9 @@ use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 
 use super::*;
-use crate::ledger::conformance::{End, Fixture, Reopened, durable_suite, refund, success, suite};
+use crate::ledger::conformance::{
+    End, Fixture, Reopened, durable_suite, refund, settlement_of, success, suite,
+};
 use crate::ledger::{ClaimOutcome, LedgerError, State};
 use crate::store::sqlite::Options;
 
@@ -135,4 +137,76 @@ async fn rows_in_memory_give_way_to_the_file() {
     assert_eq!(ledger.settle(fences[1], success()).await, Ok(superseded));
     let settled = ledger.settle(fences[2], success()).await;
     assert_eq!(settled, Ok(Settled::Recorded(State::Done)));
+}
+
+fn keys(connection: &rusqlite::Connection, sql: &str) -> Vec<String> {
+    let mut select = connection.prepare(sql).unwrap();
+    let keys = select.query_map((), |row| row.get(0)).unwrap();
+    keys.map(Result::unwrap).collect()
+}
+
+/// What is listed is looked for by nobody else's hash, and what isn't is found all the same: other clients'
+/// messages of the same name, and whatever a file of the version before holds.
+#[tokio::test]
+async fn a_done_record_is_found_whether_its_answer_is_listed_or_not() {
+    let directory = quick_directory();
+    let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
+    let (clock, hands) = Clock::manual(start);
+    let (ledger, _) = open_in(directory.path(), &clock).await;
+    let of = |client: &str| {
+        let mut claim = refund("r-1");
+        claim.key.client = client.into();
+        claim
+    };
+    let granted = async |client: &str| match ledger.claim(of(client)).await.unwrap() {
+        ClaimOutcome::Granted(fence, _) => fence,
+        other => panic!("not granted: {other:?}"),
+    };
+    // The first has the message's place on the list; the second is as good without one.
+    for (client, body) in [("a", "of a"), ("b", "of b")] {
+        let fence = granted(client).await;
+        let settled = ledger.settle(fence, settlement_of(200, body)).await;
+        assert_eq!(settled, Ok(Settled::Recorded(State::Done)));
+    }
+    let answered = async |client: &str| match ledger.claim(of(client)).await.unwrap() {
+        ClaimOutcome::Done(_, answer) => String::from_utf8(answer.body.to_vec()).unwrap(),
+        other => panic!("not done: {other:?}"),
+    };
+    let look = rusqlite::Connection::open(options(directory.path()).path).unwrap();
+    look.busy_timeout(Duration::from_secs(10)).unwrap();
+    let listed = "SELECT client FROM records WHERE listed = 1";
+    assert_eq!(keys(&look, listed), ["a"]);
+    assert_eq!(
+        (answered("a").await, answered("b").await),
+        ("of a".into(), "of b".into())
+    );
+    let mut other = of("b");
+    other.fingerprint.0[0] ^= 1;
+    assert!(matches!(
+        ledger.claim(other).await,
+        Ok(ClaimOutcome::Conflict(_))
+    ));
+    let both = Filter {
+        key: Some("r-1".to_owned()),
+        limit: 10,
+        ..Filter::default()
+    };
+    assert_eq!(ledger.list(both.clone()).await.unwrap().records.len(), 2);
+
+    // What is forgotten leaves the list with its record, and nobody else does.
+    let mut longer = of("b");
+    longer.keep *= 2;
+    assert!(matches!(
+        ledger.claim(longer.clone()).await,
+        Ok(ClaimOutcome::Done(..))
+    ));
+    hands.advance(longer.keep * 3 / 4);
+    assert_eq!(ledger.sweep(100).await, Ok(1));
+    assert!(keys(&look, "SELECT CAST(body AS TEXT) FROM answers").is_empty());
+    assert_eq!(answered("b").await, "of b");
+    assert!(matches!(
+        ledger.claim(of("a")).await,
+        Ok(ClaimOutcome::Granted(..))
+    ));
+    assert_eq!(ledger.list(both).await.unwrap().records.len(), 2);
 }

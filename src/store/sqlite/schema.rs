@@ -156,3 +156,45 @@ pub(super) fn migrate(connection: &mut Connection, from: i32) -> rusqlite::Resul
     transaction.pragma_update(None, "user_version", VERSION)?;
     transaction.commit()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(connection: &Connection) -> Vec<(String, Option<String>)> {
+        let sql = "SELECT type || ' ' || name, sql FROM sqlite_schema ORDER BY 1";
+        let mut select = connection.prepare(sql).unwrap();
+        let parts = select.query_map((), |row| Ok((row.get(0)?, row.get(1)?)));
+        parts.unwrap().map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn a_file_of_any_version_comes_to_the_newest() {
+        let mut fresh = Connection::open_in_memory().unwrap();
+        migrate(&mut fresh, 0).unwrap();
+        for version in 1..=VERSION {
+            let mut old = Connection::open_in_memory().unwrap();
+            for step in &MIGRATIONS[..usize::try_from(version).unwrap()] {
+                old.execute_batch(step).unwrap();
+            }
+            old.execute_batch(
+                "INSERT INTO records VALUES (1, 2, 'n', 'c', 'm', x'00', 'done', 1, 1, 1, 'hold', 'r', 1, 1, 1, 1, \
+                 1, 1, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 200, NULL, NULL, NULL, NULL, '')"
+                    .replace("'')", if version == 1 { "'')" } else { "'', NULL)" })
+                    .as_str(),
+            )
+            .unwrap();
+            migrate(&mut old, version).unwrap();
+            assert_eq!(parts(&old), parts(&fresh), "from version {version}");
+            let found: i64 = old
+                .query_row(
+                    "SELECT id FROM records INDEXED BY records_by_message \
+                     WHERE message_hash = 2 AND listed IS NULL",
+                    (),
+                    |row| row.get(0),
+                )
+                .unwrap();
+            assert_eq!(found, 1);
+        }
+    }
+}

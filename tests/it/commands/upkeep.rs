@@ -155,7 +155,7 @@ async fn a_running_gate_is_backed_up_and_the_backup_is_whole() {
 
     let checked = run(&mut tikigate(&["ledger", "verify", text(&backup)])).worked();
     assert!(checked.ends_with("no faults\n"), "{checked}");
-    assert_eq!(checked.matches("ok      ").count(), 5, "{checked}");
+    assert_eq!(checked.matches("ok      ").count(), 6, "{checked}");
 
     // It is not overwritten, and neither is anything else.
     for target in [&backup, &gate.setup.config_path()] {
@@ -641,7 +641,40 @@ async fn faults_of_a_file_are_told_one_by_one() {
                 "UPDATE records SET message = 'r-done', message_hash = \
                  (SELECT message_hash FROM records WHERE {done}) WHERE {held}"
             ),
+            "rec-2 and rec-1 have the same key",
+        ),
+        (
+            format!(
+                "UPDATE records SET message = 'r-1', message_hash = 1, listed = NULL; \
+                 DELETE FROM answers; UPDATE records SET answer_status = NULL WHERE {done}"
+            ),
             "rec-1 and rec-2 have the same key",
+        ),
+        (
+            "UPDATE answers SET body = x'00'".to_owned(),
+            "rec-1 would not be answered with its own answer",
+        ),
+        (
+            "UPDATE answers SET fingerprint = zeroblob(32)".to_owned(),
+            "rec-1 would not be answered with its own answer",
+        ),
+        (
+            "DELETE FROM answers".to_owned(),
+            "rec-1 would not be answered with its own answer",
+        ),
+        (
+            format!("UPDATE records SET state = 'released' WHERE {done}"),
+            "is not done and its answer is listed",
+        ),
+        (
+            "INSERT INTO answers SELECT 7, 7, key_check, fingerprint, policy, keep, status, headers, body \
+             FROM answers"
+                .to_owned(),
+            "there are 2, and 1 records have theirs there",
+        ),
+        (
+            "DROP TRIGGER answers_forgotten".to_owned(),
+            "trigger answers_forgotten is missing",
         ),
         (
             "UPDATE meta SET done = 7".to_owned(),
