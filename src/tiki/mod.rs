@@ -69,6 +69,7 @@ mod json;
 mod key;
 mod payload;
 mod pointer;
+mod reply;
 mod signature;
 mod subject;
 
@@ -84,5 +85,6 @@ pub use payload::{
     TransactionStatus, parse_message,
 };
 pub use pointer::Pointer;
+pub use reply::{IpnReply, ReplyCode, StatusReply, Transaction, read_ipn_reply, read_status_reply};
 pub use signature::{Mac, SigningKey, Verifier};
 pub use subject::{Subject, subject};

@@ -125,6 +125,18 @@ pub enum TransactionStatus {
     Pending,
 }
 
+impl TransactionStatus {
+    /// The status of this word, as Tiki writes it.
+    pub(super) fn read(word: &str) -> Option<Self> {
+        Some(match word {
+            "SUCCESS" => Self::Success,
+            "FAILURE" => Self::Failure,
+            "PENDING" => Self::Pending,
+            _ => return None,
+        })
+    }
+}
+
 /// An order's state changed (Tini App).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrderIpn<'b> {
@@ -262,12 +274,9 @@ fn status(fields: Fields<'_, '_>) -> Result<Option<TransactionStatus>, PayloadFa
     let Some(word) = fields.optional_text("status")? else {
         return Ok(None);
     };
-    match &*word {
-        "SUCCESS" => Ok(Some(TransactionStatus::Success)),
-        "FAILURE" => Ok(Some(TransactionStatus::Failure)),
-        "PENDING" => Ok(Some(TransactionStatus::Pending)),
-        _ => Err(fields.fault("status", "must be SUCCESS, FAILURE or PENDING")),
-    }
+    let status = TransactionStatus::read(&word);
+    let fault = || fields.fault("status", "must be SUCCESS, FAILURE or PENDING");
+    status.map(Some).ok_or_else(fault)
 }
 
 fn order_ipn<'b>(fields: Fields<'_, 'b>) -> Result<OrderIpn<'b>, PayloadFault> {
