@@ -39,6 +39,12 @@ fn listed(row: &Row<'_>, claim: &Claim) -> rusqlite::Result<Listed> {
         return Ok(Listed::Nowhere);
     }
     let id = RecordId(row.get::<_, i64>(0)?.cast_unsigned());
+    // What can't be read is told of the record itself.
+    Ok(outcome(row, claim, id).unwrap_or(Listed::Record(id)))
+}
+
+/// What the record's claim gets.
+fn outcome(row: &Row<'_>, claim: &Claim, id: RecordId) -> rusqlite::Result<Listed> {
     if row.get_ref(2)?.as_blob()? != claim.fingerprint.0 {
         return Ok(Listed::Outcome(ClaimOutcome::Conflict(id)));
     }
@@ -47,7 +53,6 @@ fn listed(row: &Row<'_>, claim: &Claim) -> rusqlite::Result<Listed> {
     if stricter || micros_of(claim.keep) > row.get::<_, i64>(4)? {
         return Ok(Listed::Record(id));
     }
-    // What can't be read is told of the record itself.
     let status = u16::try_from(row.get::<_, i64>(5)?).ok();
     let status = status.and_then(|status| StatusCode::from_u16(status).ok());
     let headers = match row.get_ref(6)?.as_str_or_null()? {

@@ -145,8 +145,8 @@ fn keys(connection: &rusqlite::Connection, sql: &str) -> Vec<String> {
     keys.map(Result::unwrap).collect()
 }
 
-/// What is listed is looked for by nobody else's hash, and what isn't is found all the same: other clients'
-/// messages of the same name, and whatever a file of the version before holds.
+/// What is listed is nobody else's, and what isn't is found all the same: another client's message of the
+/// same name.
 #[tokio::test]
 async fn a_done_record_is_found_whether_its_answer_is_listed_or_not() {
     let directory = quick_directory();

@@ -4,6 +4,11 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 
 /// A file beside the database that is locked for as long as a process uses it, and names it.
 #[derive(Debug)]
@@ -47,6 +52,48 @@ impl ProcessLock {
     pub(super) fn probe(path: &Path) -> Result<(), LockError> {
         let mut file = File::open(lock_path(path)).map_err(LockError::Io)?;
         lock(&mut file)
+    }
+}
+
+/// Keeps every other program from being the last that closes the database. SQLite would let it bring the log
+/// in and take it away, though only the gate knows whether all that counts as brought in is on disk.
+///
+/// A read lock on the bytes that SQLite's exclusive lock covers. To be dropped after the last connection:
+/// the system takes the connections' locks with it.
+#[derive(Debug)]
+pub(super) struct Hold {
+    _file: File,
+}
+
+impl Hold {
+    /// Where SQLite keeps its shared locks ("The SQLite Database File Format", section 1.2, and os.h).
+    const SHARED_FIRST: i64 = 0x4000_0002;
+    const SHARED_SIZE: i64 = 510;
+    /// Another program may be closing just now.
+    const TRIES: u32 = 100;
+    const PAUSE: Duration = Duration::from_millis(10);
+
+    /// Takes hold of the database at `path`, which is there and in use by this process.
+    pub(super) fn take(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let range = libc::flock {
+            l_type: libc::F_RDLCK as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: Self::SHARED_FIRST,
+            l_len: Self::SHARED_SIZE,
+            l_pid: 0,
+        };
+        let mut tries = 0;
+        loop {
+            match fcntl(&file, FcntlArg::F_OFD_SETLK(&range)) {
+                Ok(_) => return Ok(Self { _file: file }),
+                Err(Errno::EAGAIN | Errno::EACCES) if tries < Self::TRIES => {
+                    tries += 1;
+                    std::thread::sleep(Self::PAUSE);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 

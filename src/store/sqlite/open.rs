@@ -9,7 +9,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 
 use super::file::{
-    LockError, ProcessLock, directory_of, lock_path, sync_directory, unsafe_filesystem,
+    Hold, LockError, ProcessLock, directory_of, lock_path, sync_directory, unsafe_filesystem,
 };
 use super::meta::Meta;
 use super::schema;
@@ -172,6 +172,7 @@ pub(super) struct Opening {
     pub(super) connection: Connection,
     pub(super) meta: Meta,
     pub(super) watermark: Watermark,
+    pub(super) hold: Hold,
     pub(super) lock: ProcessLock,
 }
 
@@ -189,6 +190,10 @@ pub(super) fn open(options: &Options) -> Result<(Opening, Opened), OpenError> {
     }
     let (connection, meta) = connect(options, Log::AsFound)?;
     opened.created = !exists;
+    let hold = Hold::take(path).map_err(|error| OpenError::Io {
+        path: path.clone(),
+        error,
+    })?;
     let io = |error| OpenError::Io {
         path: options.watermark.clone(),
         error,
@@ -201,6 +206,7 @@ pub(super) fn open(options: &Options) -> Result<(Opening, Opened), OpenError> {
         connection,
         meta,
         watermark,
+        hold,
         lock,
     };
     Ok((opening, opened))
@@ -431,10 +437,13 @@ pub(super) fn checkpoint_completely(connection: &Connection, path: &Path) -> Res
 
 /// SQLite's notes of how much of the log was brought in live on while anybody has the file open.
 fn assert_log_is_new(connection: &Connection, path: &Path) -> Result<(), OpenError> {
-    let brought_in: i64 = connection
-        .query_row("PRAGMA wal_checkpoint(NOOP)", (), |row| row.get(2))
+    let told: (i64, i64) = connection
+        .query_row("PRAGMA wal_checkpoint(NOOP)", (), |row| {
+            Ok((row.get(0)?, row.get(2)?))
+        })
         .map_err(|error| understood(path, error))?;
-    if brought_in <= 0 {
+    // Not busy, and nothing is in the file.
+    if told == (0, 0) {
         return Ok(());
     }
     Err(OpenError::Checkpoint {

@@ -44,17 +44,18 @@ impl Snapshot {
         }
         open::check_header(path)?;
         let sql = |error| understood(path, error);
-        let left_over = fs::metadata(with_added(path, "-wal")).is_ok_and(|log| log.len() > 0);
+        let in_use = is_in_use(path);
+        let left_over =
+            in_use || fs::metadata(with_added(path, "-wal")).is_ok_and(|log| log.len() > 0);
         let mut connection = connect(path).map_err(sql)?;
         connection.busy_timeout(BUSY).map_err(sql)?;
-        // A log that a gate left behind stays as evidence, and for the gate's own start.
+        // A gate's log is the gate's; one that it left behind stays as evidence, and for its own start.
         let keep = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
         connection.set_db_config(keep, left_over).map_err(sql)?;
         let pragmas = "PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; \
                        PRAGMA cache_size = -4096; PRAGMA temp_store = MEMORY; \
                        PRAGMA trusted_schema = OFF; PRAGMA query_only = ON; BEGIN";
         connection.execute_batch(pragmas).map_err(sql)?;
-        let in_use = is_in_use(path);
         if in_use {
             give_way(&mut connection, path).map_err(sql)?;
         }

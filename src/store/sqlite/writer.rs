@@ -13,7 +13,7 @@ use rusqlite::hooks::Wal;
 use tokio::sync::oneshot;
 
 use super::checkpoint::Checkpointer;
-use super::file::ProcessLock;
+use super::file::{Hold, ProcessLock};
 use super::meta::Meta;
 use super::open::{self, OpenError, Opening, Options};
 use super::watermark::Watermark;
@@ -107,6 +107,7 @@ impl Writer {
             connection,
             meta,
             watermark,
+            hold,
             lock,
         } = opening;
         let mut work = Work {
@@ -121,6 +122,7 @@ impl Writer {
             damaged: false,
             reopen_at: Instant::now(),
             reopen_pause: REOPEN_PAUSE,
+            hold: Some(hold),
             _lock: lock,
         };
         work.count_log_pages();
@@ -176,6 +178,8 @@ struct Work {
     damaged: bool,
     reopen_at: Instant,
     reopen_pause: Duration,
+    /// None once the log is empty for good.
+    hold: Option<Hold>,
     _lock: ProcessLock,
 }
 
@@ -441,6 +445,8 @@ impl Work {
             return Err(OpenError::Gone(self.options.path.clone()));
         }
         let (connection, meta) = open::connect(&self.options, open::Log::Anew)?;
+        // What went wrong before was with the log that is brought in now.
+        let _ = self.checkpointer.finished();
         let io = |error| OpenError::Io {
             path: self.options.watermark.clone(),
             error,
@@ -480,12 +486,17 @@ impl Work {
             let _alone = lock(&self.shared.checkpointing);
             lock(&self.shared.reading).take();
             let brought_in = match self.checkpointer.finished() {
-                Some(Err(error)) => Err(open::understood(&self.options.path, error)),
+                Some(Err(error)) if open::is_failed_sync(&error) => {
+                    Err(open::understood(&self.options.path, error))
+                }
                 _ => open::checkpoint_completely(&connection, &self.options.path),
             };
             match brought_in {
                 // Without a log that says something, SQLite may take it away.
-                Ok(()) => drop(open::keep_log(&connection, false)),
+                Ok(()) => {
+                    self.hold = None;
+                    let _ = open::keep_log(&connection, false);
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the ledger was closed with its log not empty; its next start brings it in");
                 }

@@ -35,7 +35,7 @@
 
 enum { BLOCK = 4096, BLOCKS = 16384, FILES = 256 };
 
-/* Numbers in the machine's byte order, at these places; the test writes them, and reads the last two. */
+/* Numbers in the machine's byte order, at these places; the test writes them and reads what is counted. */
 struct control {
     volatile uint32_t fail_syncs;   /* so many syncs of the files fail with EIO, then they work again */
     volatile uint32_t pass_syncs;   /* ... after so many more that work */
