@@ -294,7 +294,14 @@ impl<'b, 'c> Scope<'b, 'c> {
     fn claim(&mut self, claim: Claim) -> Sql<Result<ClaimOutcome, LedgerError>> {
         let known = match answers::find(self.batch.connection, &claim)? {
             Listed::Outcome(outcome) => return Ok(Ok(outcome)),
-            Listed::Record(id) => self.stored(id)?,
+            Listed::Record(id) => match self.stored(id)? {
+                // Not to be taken for a message that never came.
+                Ok(None) => {
+                    let text = format!("the answer of {id} is listed, and its record is gone");
+                    return Ok(Err(LedgerError::Failed(text)));
+                }
+                stored => stored,
+            },
             Listed::Nowhere => self.find(&claim)?,
         };
         let known = match known {

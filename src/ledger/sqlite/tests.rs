@@ -210,3 +210,30 @@ async fn a_done_record_is_found_whether_its_answer_is_listed_or_not() {
     ));
     assert_eq!(ledger.list(both).await.unwrap().records.len(), 2);
 }
+
+/// A file that somebody wrote to: what is listed came once, though its record is not there.
+#[tokio::test]
+async fn a_listed_message_without_its_record_is_not_taken_for_a_new_one() {
+    let directory = quick_directory();
+    let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
+    let (clock, _hands) = Clock::manual(start);
+    let (ledger, _) = open_in(directory.path(), &clock).await;
+    let ClaimOutcome::Granted(fence, _) = ledger.claim(refund("r-1")).await.unwrap() else {
+        panic!("not granted");
+    };
+    ledger.settle(fence, success()).await.unwrap();
+    let connection = rusqlite::Connection::open(options(directory.path()).path).unwrap();
+    connection.busy_timeout(Duration::from_secs(10)).unwrap();
+    connection
+        .execute_batch("DROP TRIGGER answers_forgotten; DELETE FROM records")
+        .unwrap();
+    let claimed = ledger.claim(refund("r-1")).await;
+    assert!(matches!(claimed, Ok(ClaimOutcome::Done(..))), "{claimed:?}");
+    let mut longer = refund("r-1");
+    longer.keep *= 2;
+    let claimed = ledger.claim(longer).await;
+    assert!(
+        matches!(claimed, Err(LedgerError::Failed(_))),
+        "{claimed:?}"
+    );
+}
