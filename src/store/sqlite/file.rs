@@ -58,23 +58,24 @@ impl ProcessLock {
 /// Keeps every other program from being the last that closes the database. SQLite would let it bring the log
 /// in and take it away, though only the gate knows whether all that counts as brought in is on disk.
 ///
-/// A read lock on the bytes that SQLite's exclusive lock covers. To be dropped after the last connection:
-/// the system takes the connections' locks with it.
+/// A read lock on the bytes that SQLite's exclusive lock covers. Dropping it takes the locks of this process's
+/// connections with it, as closing any file of theirs does: to be done when the log is empty, or after them.
 #[derive(Debug)]
 pub(super) struct Hold {
     _file: File,
 }
 
 impl Hold {
-    /// Where SQLite keeps its shared locks ("The SQLite Database File Format", section 1.2, and os.h).
+    /// Where SQLite keeps its shared locks ("The SQLite Database File Format", "The Lock-Byte Page", and os.h).
     const SHARED_FIRST: i64 = 0x4000_0002;
     const SHARED_SIZE: i64 = 510;
     /// Another program may be closing just now.
     const TRIES: u32 = 100;
     const PAUSE: Duration = Duration::from_millis(10);
 
-    /// Takes hold of the database at `path`, which is there and in use by this process.
-    pub(super) fn take(path: &Path) -> io::Result<Self> {
+    /// Takes hold of the database at `path`, which is there and in use by this process; none where the
+    /// system has no such locks.
+    pub(super) fn take(path: &Path) -> io::Result<Option<Self>> {
         let file = File::open(path)?;
         let range = libc::flock {
             l_type: libc::F_RDLCK as libc::c_short,
@@ -86,10 +87,19 @@ impl Hold {
         let mut tries = 0;
         loop {
             match fcntl(&file, FcntlArg::F_OFD_SETLK(&range)) {
-                Ok(_) => return Ok(Self { _file: file }),
+                Ok(_) => return Ok(Some(Self { _file: file })),
                 Err(Errno::EAGAIN | Errno::EACCES) if tries < Self::TRIES => {
                     tries += 1;
                     std::thread::sleep(Self::PAUSE);
+                }
+                Err(Errno::EAGAIN | Errno::EACCES) => {
+                    return Err(io::Error::other(
+                        "another program has locked the file for itself: close that first",
+                    ));
+                }
+                // Some sandboxes and file systems; the gate is as safe as without another program.
+                Err(Errno::EINVAL | Errno::ENOLCK | Errno::ENOSYS | Errno::EOPNOTSUPP) => {
+                    return Ok(None);
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -188,6 +198,29 @@ mod tests {
         drop(first);
         ProcessLock::probe(&path).unwrap();
         ProcessLock::take(&path).unwrap();
+    }
+
+    #[test]
+    fn nobody_else_locks_a_file_that_is_held_for_itself() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.db");
+        fs::write(&path, "").unwrap();
+        let range = |kind: libc::c_int| libc::flock {
+            l_type: kind as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: Hold::SHARED_FIRST,
+            l_len: Hold::SHARED_SIZE,
+            l_pid: 0,
+        };
+        let held = Hold::take(&path).unwrap().expect("such locks");
+        let other = OpenOptions::new().write(true).open(&path).unwrap();
+        let exclusive = range(libc::F_WRLCK);
+        let refused = fcntl(&other, FcntlArg::F_OFD_SETLK(&exclusive));
+        assert_eq!(refused, Err(Errno::EAGAIN));
+        drop(held);
+        fcntl(&other, FcntlArg::F_OFD_SETLK(&exclusive)).unwrap();
+        let refused = Hold::take(&path).unwrap_err().to_string();
+        assert!(refused.contains("another program"), "{refused}");
     }
 
     #[test]

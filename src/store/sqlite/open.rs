@@ -172,7 +172,7 @@ pub(super) struct Opening {
     pub(super) connection: Connection,
     pub(super) meta: Meta,
     pub(super) watermark: Watermark,
-    pub(super) hold: Hold,
+    pub(super) hold: Option<Hold>,
     pub(super) lock: ProcessLock,
 }
 
@@ -194,6 +194,13 @@ pub(super) fn open(options: &Options) -> Result<(Opening, Opened), OpenError> {
         path: path.clone(),
         error,
     })?;
+    if hold.is_none() {
+        opened.warnings.push(format!(
+            "{} can't be kept from other programs that close it (no open file description locks): open it with \
+             nothing but tikigate's own commands while the gate runs",
+            path.display()
+        ));
+    }
     let io = |error| OpenError::Io {
         path: options.watermark.clone(),
         error,

@@ -122,7 +122,7 @@ impl Writer {
             damaged: false,
             reopen_at: Instant::now(),
             reopen_pause: REOPEN_PAUSE,
-            hold: Some(hold),
+            hold,
             _lock: lock,
         };
         work.count_log_pages();
@@ -178,7 +178,7 @@ struct Work {
     damaged: bool,
     reopen_at: Instant,
     reopen_pause: Duration,
-    /// None once the log is empty for good.
+    /// None once the log is empty for good, or where the system has no such locks.
     hold: Option<Hold>,
     _lock: ProcessLock,
 }
