@@ -5,6 +5,7 @@ pub mod check;
 pub mod demo;
 pub mod drain;
 pub mod failure;
+pub mod fake_tiki;
 pub mod ledger;
 mod message;
 pub mod probe;
@@ -49,6 +50,8 @@ enum Command {
     Drain(drain::Args),
     Probe(probe::Args),
     Demo(demo::Args),
+    #[command(hide = true)]
+    FakeTiki(fake_tiki::Args),
 }
 
 /// Runs the command named on the command line and returns its exit code.
@@ -73,5 +76,6 @@ pub fn main() -> ExitCode {
         Command::Drain(args) => drain::run(args),
         Command::Probe(args) => probe::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::FakeTiki(args) => fake_tiki::run(args),
     }
 }
