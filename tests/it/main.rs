@@ -13,6 +13,7 @@ mod client;
 mod commands;
 mod crash;
 mod documents;
+mod fake_tiki;
 mod outcomes;
 mod passing;
 mod postgres;

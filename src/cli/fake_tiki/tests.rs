@@ -187,6 +187,48 @@ async fn nothing_is_taken_when_the_caller_leaves_during_a_hang() {
 }
 
 #[tokio::test]
+async fn a_reset_is_a_reset_and_a_close_is_a_close() {
+    let tiki = fake().await;
+    for (action, reset) in [
+        (Action::ResetAtOnce, true),
+        (Action::ApplyThenReset, true),
+        (Action::ApplyThenClose, false),
+    ] {
+        tiki.order(Order::new(Wanted::Any, action)).unwrap();
+        let mut socket = TcpStream::connect(tiki.address()).await.unwrap();
+        let call = signed_ipn("t-1");
+        socket.write_all(&call).await.unwrap();
+        let end = timeout(PATIENCE, socket.read(&mut [0; 8])).await.unwrap();
+        let kind = end.map_err(|error| error.kind());
+        let wanted = if reset {
+            Err(io::ErrorKind::ConnectionReset)
+        } else {
+            Ok(0)
+        };
+        assert_eq!(kind, wanted);
+    }
+}
+
+/// An IPN's bytes, signed now.
+fn signed_ipn(transaction: &str) -> Vec<u8> {
+    let keys = signature::Keys::new(Family::Tikivip, [("c-1", &b"secret one"[..])]);
+    let body = format!(
+        r#"{{"tiki_transaction_id":"{transaction}","transaction_amount":100000,"transaction_id":"p-1"}}"#
+    );
+    let now = (shared::system_clock())();
+    let headers = keys.sign(Family::Tikivip, "c-1", body.as_bytes(), now);
+    let mut call = "POST /miniapp/tikivip/payment/ipn HTTP/1.1\r\n".to_owned();
+    for (name, value) in headers.unwrap() {
+        call += &format!("{name}: {value}\r\n");
+    }
+    call += &format!(
+        "Content-Type: application/json; charset=utf-8\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    call.into_bytes()
+}
+
+#[tokio::test]
 async fn many_calls_on_one_connection_are_each_taken_once() {
     let tiki = FakeTiki::start(Options {
         auto_create: true,
@@ -195,23 +237,9 @@ async fn many_calls_on_one_connection_are_each_taken_once() {
     })
     .await
     .unwrap();
-    let now = (shared::system_clock())();
-    let keys = signature::Keys::new(Family::Tikivip, [("c-1", &b"secret one"[..])]);
-    let mut all = Vec::new();
-    for number in 0..500 {
-        let body = ipn(&tiki, &format!("t-{number}")).body.unwrap();
-        let headers = keys.sign(Family::Tikivip, "c-1", body.as_bytes(), now);
-        let mut head = "POST /miniapp/tikivip/payment/ipn HTTP/1.1\r\n".to_owned();
-        for (name, value) in headers.unwrap() {
-            head += &format!("{name}: {value}\r\n");
-        }
-        head += &format!(
-            "Content-Type: application/json; charset=utf-8\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        all.extend_from_slice(head.as_bytes());
-        all.extend_from_slice(body.as_bytes());
-    }
+    let all: Vec<u8> = (0..500)
+        .flat_map(|number| signed_ipn(&format!("t-{number}")))
+        .collect();
     let socket = TcpStream::connect(tiki.address()).await.unwrap();
     let (mut read, mut write) = socket.into_split();
     let sent = tokio::spawn(async move {

@@ -5,6 +5,7 @@
 
 pub(crate) mod backend;
 pub(crate) mod disk;
+pub(crate) mod fake_tiki;
 pub(crate) mod gate;
 pub(crate) mod gate_process;
 pub(crate) mod postgres;
