@@ -228,16 +228,19 @@ pub(super) async fn resend(
         Some(patience) => patience,
         None => faster(PATIENCE).map_err(|error| invalid(format!("the speed: {error}")))?,
     };
-    let first = Signed::new(keys, outgoing, now())?;
+    let mut signed_at = now();
+    let mut signed = Signed::new(keys, outgoing, signed_at)?;
     let began = Instant::now();
     let mut tries = Vec::new();
     let waits = WAITS.into_iter().map(Some).chain([None]);
     for (number, wait) in waits.enumerate() {
-        let anew = (number > 0 && !how.unchanged)
-            .then(|| Signed::new(keys, outgoing, now()))
-            .transpose()?;
+        if number > 0 && !how.unchanged {
+            // A hurried clock may still stand where it stood, and the signature would be the same.
+            signed_at = now().max(signed_at + 1);
+            signed = Signed::new(keys, outgoing, signed_at)?;
+        }
         let at = Instant::now();
-        let result = anew.as_ref().unwrap_or(&first).send_within(patience).await;
+        let result = signed.send_within(patience).await;
         let error = result.as_ref().err().map(ToString::to_string);
         let this = Try {
             after_ms: milliseconds(at - began),

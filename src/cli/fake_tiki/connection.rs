@@ -31,12 +31,14 @@ enum Next {
     Reset,
 }
 
-/// Serves a connection until its end.
+/// Sets a socket up when it has just been accepted.
+pub(super) fn prepare(socket: &TcpStream) -> io::Result<()> {
+    SockRef::from(socket).set_linger(Some(Duration::ZERO))?;
+    socket.set_nodelay(true)
+}
+
+/// Serves a prepared connection until its end.
 pub(super) async fn serve(socket: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
-    let linger = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
-    if linger.is_err() || socket.set_nodelay(true).is_err() {
-        return;
-    }
     shared.count_connection();
     let mut stream: Box<dyn Stream> = match tls {
         None => Box::new(socket),

@@ -176,6 +176,10 @@ impl FakeTiki {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 };
+                // Before anything can end its task.
+                if connection::prepare(&socket).is_err() {
+                    continue;
+                }
                 let serve = connection::serve(socket, tls.clone(), Arc::clone(&shared));
                 let stop = stop.clone();
                 tasks.spawn(async move { stop.run_until_cancelled(serve).await });

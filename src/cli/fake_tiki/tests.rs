@@ -137,7 +137,7 @@ async fn it_sends_again_as_tiki_does() {
     let first = gate.counts().calls;
     gate.order(Order::new(Wanted::Ipn, failing(500)).times(99))
         .unwrap();
-    let tries = tiki.resend(&ipn(&gate, "t-1"), &unchanged).await.unwrap();
+    let tries = tiki.resend(&ipn(&gate, "t-2"), &unchanged).await.unwrap();
     assert_eq!(statuses(&tries), [Some(500); 8]);
     assert_eq!(gate.counts().repeated_signatures, 7);
     let seen = gate.seen_after(first);
