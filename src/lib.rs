@@ -8,6 +8,8 @@
 //!          client     one clean request on a fresh or kept connection  (client)
 //!              └────▶ the legacy backend
 //!
+//! the backend ─▶ outbound   its plain calls signed for Tiki; the outbox         (outbound)
+//!
 //! people ─▶ admin     liveness, readiness, metrics, the ledger's API   (admin)
 //!           cli       the commands                                     (cli)
 //!           app       settings in, a running gate out; the drain       (app)
@@ -27,6 +29,7 @@ pub mod gate;
 pub mod ledger;
 pub mod metrics;
 pub mod net;
+pub mod outbound;
 pub mod server;
 pub mod store;
 pub mod telemetry;

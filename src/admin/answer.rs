@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::view;
 use crate::ledger::{Record, State};
+use crate::outbound::outbox::WordFault;
 
 /// A whole answer.
 pub(super) type Answer = Response<Full<Bytes>>;
@@ -55,6 +56,12 @@ pub(super) enum Fault {
     NotQuarantined,
     /// The quarantine is not the one that the caller saw; this is its cause.
     OtherQuarantine(String),
+    /// There is no outbox: the configuration wants none.
+    NoOutbox,
+    /// No such delivery.
+    NoSuchDelivery,
+    /// A word on a delivery that can't be taken.
+    DeliveryRefused(WordFault),
     /// The ledger failed or didn't answer in time.
     LedgerUnavailable,
 }
@@ -65,7 +72,10 @@ impl Fault {
             Fault::Malformed(_) => StatusCode::BAD_REQUEST,
             Fault::Unauthorized => StatusCode::UNAUTHORIZED,
             Fault::ForbiddenOrigin => StatusCode::FORBIDDEN,
-            Fault::NotFound | Fault::NoSuchRecord => StatusCode::NOT_FOUND,
+            Fault::NotFound | Fault::NoSuchRecord | Fault::NoSuchDelivery | Fault::NoOutbox => {
+                StatusCode::NOT_FOUND
+            }
+            Fault::DeliveryRefused(WordFault::Unattributed) => StatusCode::UNPROCESSABLE_ENTITY,
             Fault::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             Fault::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Fault::Conflict(_)
@@ -75,6 +85,7 @@ impl Fault {
             | Fault::NotDeclared
             | Fault::NeverSent
             | Fault::NotQuarantined
+            | Fault::DeliveryRefused(_)
             | Fault::OtherQuarantine(_) => StatusCode::CONFLICT,
             Fault::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Fault::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -89,7 +100,16 @@ impl Fault {
             Fault::Unauthorized => "unauthorized",
             Fault::ForbiddenHost => "forbidden_host",
             Fault::ForbiddenOrigin => "forbidden_origin",
-            Fault::NotFound | Fault::NoSuchRecord => "not_found",
+            Fault::NotFound | Fault::NoSuchRecord | Fault::NoSuchDelivery => "not_found",
+            Fault::NoOutbox => "no_outbox",
+            Fault::DeliveryRefused(fault) => match fault {
+                WordFault::InFlight => "in_flight",
+                WordFault::Over(_) => "over",
+                WordFault::Overtaken => "overtaken",
+                WordFault::Unattributed => "reason_required",
+                WordFault::NotFound => "not_found",
+                WordFault::Store(_) => "ledger_unavailable",
+            },
             Fault::MethodNotAllowed(_) => "method_not_allowed",
             Fault::UnsupportedMediaType => "unsupported_media_type",
             Fault::BodyTooLarge => "body_too_large",
@@ -116,6 +136,11 @@ impl Fault {
             Fault::ForbiddenOrigin => "requests of web pages are refused".to_owned(),
             Fault::NotFound => "there is nothing at this path".to_owned(),
             Fault::NoSuchRecord => "there is no such record".to_owned(),
+            Fault::NoSuchDelivery => "there is no such delivery".to_owned(),
+            Fault::NoOutbox => {
+                "there is no outbox: [outbound] is left out, or its delivery is direct".to_owned()
+            }
+            Fault::DeliveryRefused(fault) => fault.to_string(),
             Fault::MethodNotAllowed(allowed) => format!("this path takes {allowed}"),
             Fault::UnsupportedMediaType => "the Content-Type must be application/json".to_owned(),
             Fault::BodyTooLarge => "the body is too large".to_owned(),

@@ -13,8 +13,9 @@ use tokio::time::timeout;
 
 use super::answer::{self, Answer, Fault};
 use super::guard::{self, Tokens};
-use super::{Control, Limits, Readiness, ledger_api};
+use super::{Control, Limits, Readiness, ledger_api, outbox_api};
 use crate::ledger::{Ledger, RecordId, Reply};
+use crate::outbound::outbox::DeliveryId;
 
 /// What every request is answered with.
 pub(super) struct Desk {
@@ -37,6 +38,10 @@ enum Place {
     Quarantine,
     LiftQuarantine,
     Drain,
+    Deliveries,
+    Delivery(DeliveryId),
+    Retry(DeliveryId),
+    Cancel(DeliveryId),
 }
 
 impl Desk {
@@ -109,6 +114,22 @@ impl Desk {
                 let body = self.change(request).await?;
                 self.drain(&holder, &body)
             }
+            Place::Deliveries => {
+                require_read(request.method())?;
+                outbox_api::list(self, request.uri().query().unwrap_or_default()).await
+            }
+            Place::Delivery(id) => {
+                require_read(request.method())?;
+                outbox_api::show(self, id).await
+            }
+            Place::Retry(id) => {
+                let body = self.change(request).await?;
+                outbox_api::word(self, id, true, &holder, &body).await
+            }
+            Place::Cancel(id) => {
+                let body = self.change(request).await?;
+                outbox_api::word(self, id, false, &holder, &body).await
+            }
             Place::Live | Place::Ready | Place::Metrics => Err(Fault::NotFound),
         }
     }
@@ -160,7 +181,14 @@ impl Desk {
             }
             Err(_) => None,
         };
-        let text = self.control.render_metrics(stats.as_ref());
+        let outbox = match self.control.outbox() {
+            None => None,
+            Some(outbox) => match self.ask(outbox.stats()).await {
+                Ok(Ok(stats)) => Some(stats),
+                _ => None,
+            },
+        };
+        let text = self.control.render_metrics(stats.as_ref(), outbox);
         answer::with_body(StatusCode::OK, "text/plain; version=0.0.4", text)
     }
 
@@ -188,7 +216,17 @@ fn find(path: &str) -> Result<Place, Fault> {
         "/api/ledger/quarantine" => return Ok(Place::Quarantine),
         "/api/ledger/quarantine/lift" => return Ok(Place::LiftQuarantine),
         "/api/drain" => return Ok(Place::Drain),
+        "/api/outbox" => return Ok(Place::Deliveries),
         _ => {}
+    }
+    if let Some(delivery) = path.strip_prefix("/api/outbox/") {
+        let (id, place): (_, fn(DeliveryId) -> Place) = match delivery.split_once('/') {
+            Some((id, "retry")) => (id, Place::Retry),
+            Some((id, "cancel")) => (id, Place::Cancel),
+            Some(_) => return Err(Fault::NoSuchDelivery),
+            None => (delivery, Place::Delivery),
+        };
+        return id.parse().map(place).map_err(|()| Fault::NoSuchDelivery);
     }
     let record = path.strip_prefix("/api/ledger/").ok_or(Fault::NotFound)?;
     let (id, place): (_, fn(RecordId) -> Place) = match record.split_once('/') {

@@ -1,7 +1,7 @@
 //! The ledger, seen and resolved by people.
 
 mod filter;
-mod words;
+pub(super) mod words;
 
 use serde_json::{Value, json};
 use tokio::time::timeout;

@@ -7,6 +7,8 @@
 //!              GET /api/ledger   GET /api/ledger/{id}   GET /api/ledger/quarantine
 //!              POST /api/ledger/{id}/resolve   POST /api/ledger/{id}/reopen
 //!              POST /api/ledger/quarantine/lift   POST /api/drain
+//!              GET /api/outbox   GET /api/outbox/{id}
+//!              POST /api/outbox/{id}/retry   POST /api/outbox/{id}/cancel
 //! ```
 //!
 //! The backend shares the loopback with this listener and a browser can be led to it, so the API trusts
@@ -17,6 +19,7 @@ mod connections;
 mod guard;
 mod handler;
 mod ledger_api;
+mod outbox_api;
 pub mod token;
 mod view;
 
@@ -30,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::AdminToken;
 use crate::ledger::{Ledger, RecordId, State, Stats};
+use crate::outbound::outbox::{self, Outbox};
 
 /// What the admin listener may tell of the gate and ask of it.
 pub trait Control: Send + Sync + 'static {
@@ -39,13 +43,21 @@ pub trait Control: Send + Sync + 'static {
     /// Starts the drain; nothing happens when it runs already. `by` is the name of the token's holder.
     fn start_drain(&self, by: &str);
 
-    /// Every metric in Prometheus' text format. `ledger` is `None` while the ledger doesn't answer.
-    fn render_metrics(&self, ledger: Option<&Stats>) -> String;
+    /// Every metric in Prometheus' text format. What doesn't answer is `None`.
+    fn render_metrics(&self, ledger: Option<&Stats>, outbox: Option<outbox::Stats>) -> String;
 
     /// Sends the kept call of a released record to the backend now, as Tiki's next re-send would
     /// be, and resolves when its outcome is recorded. Dropping the future does not stop what was
     /// begun.
     fn send_now(&self, id: RecordId) -> SendingNow;
+
+    /// The outbox, where there is one.
+    fn outbox(&self) -> Option<&dyn Outbox> {
+        None
+    }
+
+    /// Somebody changed what is to be delivered.
+    fn outbox_changed(&self) {}
 }
 
 /// What [`Control::send_now`] comes to, on its way.

@@ -9,10 +9,12 @@ use crate::admin::{self, AdminSettings, Readiness, SendNow, SendNowError, Sendin
 use crate::config::Settings;
 use crate::gate::{Common, Gate, NotSentNow, SentNow, keep_looking};
 use crate::ledger::{Ledger, RecordId, State, Stats};
-use crate::metrics::{LedgerFigures, Metrics, StateFigures};
+use crate::metrics::{LedgerFigures, Metrics, OutboxFigures, StateFigures};
+use crate::outbound::outbox::{self, Outbox};
 use crate::server;
 
 use super::drain::Life;
+use super::outbound::Handle;
 use super::readiness::{QuarantineSeen, readiness};
 use super::sweep::{PACE, keep_sweeping};
 
@@ -25,6 +27,7 @@ pub(super) struct Control {
     pub(super) ledger: Arc<dyn Ledger>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) connections: Arc<server::Shared>,
+    pub(super) outbound: Option<Handle>,
     pub(super) quarantine: Arc<QuarantineSeen>,
 }
 
@@ -63,7 +66,11 @@ impl Control {
             tokio::spawn(life.draining().run_until_cancelled_owned(looking));
         }
         let server = &settings.server;
-        let connections = || control.connections.connections();
+        let connections = || {
+            let outbound = control.outbound.as_ref();
+            control.connections.connections()
+                + outbound.map_or(0, |outbound| outbound.connections.connections())
+        };
         life.drain(
             &control.common,
             server.drain_delay,
@@ -93,14 +100,28 @@ impl admin::Control for Control {
         self.life.start_drain();
     }
 
-    fn render_metrics(&self, ledger: Option<&Stats>) -> String {
+    fn outbox(&self) -> Option<&dyn Outbox> {
+        self.outbound.as_ref()?.outbox.as_deref()
+    }
+
+    fn outbox_changed(&self) {
+        if let Some(outbound) = &self.outbound {
+            outbound.wake.notify_one();
+        }
+    }
+
+    fn render_metrics(&self, ledger: Option<&Stats>, outbox: Option<outbox::Stats>) -> String {
         self.metrics
             .set_signatures_remembered(self.common.remembered_signatures());
         self.metrics
             .set_limited_addresses(self.common.limited_addresses());
         let connections = &self.metrics.sources().connections;
         connections.store(self.connections.connections(), Ordering::Relaxed);
-        self.metrics.render(&figures(ledger))
+        let figures = LedgerFigures {
+            outbox: outbox.map(outbox_figures),
+            ..figures(ledger)
+        };
+        self.metrics.render(&figures)
     }
 
     fn send_now(&self, id: RecordId) -> SendingNow {
@@ -119,6 +140,25 @@ impl admin::Control for Control {
     }
 }
 
+fn outbox_figures(stats: outbox::Stats) -> OutboxFigures {
+    let outbox::Stats {
+        pending,
+        held,
+        oldest,
+        failed,
+        untold,
+        bytes,
+    } = stats;
+    OutboxFigures {
+        pending,
+        held,
+        oldest,
+        failed,
+        untold,
+        bytes,
+    }
+}
+
 fn figures(stats: Option<&Stats>) -> LedgerFigures {
     let of = |stats: &Stats| {
         let numbers = stats.records.into_iter().zip(stats.oldest);
@@ -132,6 +172,7 @@ fn figures(stats: Option<&Stats>) -> LedgerFigures {
             .collect()
     };
     LedgerFigures {
+        outbox: None,
         states: stats.map(of).unwrap_or_default(),
     }
 }

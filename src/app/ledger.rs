@@ -11,13 +11,20 @@ use crate::store::sqlite::{Database, Options};
 
 use super::{StartError, random, runtime};
 
+/// What a ledger keeps its records in, for what else is kept there.
+pub(super) enum Backing {
+    Memory,
+    Sqlite(Arc<Database>),
+    Postgres,
+}
+
 /// Opens the ledger for a process that claims as `owner`. Claims of a process that died with it end
 /// here, unless others share the ledger: then they end with the dead one's lease.
 pub(super) fn open(
     settings: &Settings,
     clock: &Clock,
     owner: Owner,
-) -> Result<Arc<dyn Ledger>, StartError> {
+) -> Result<(Arc<dyn Ledger>, Backing), StartError> {
     match &settings.ledger.store {
         Store::Memory {
             max_records,
@@ -27,10 +34,17 @@ pub(super) fn open(
                 max_records: *max_records,
                 max_bytes: *max_bytes,
             };
-            Ok(Arc::new(MemoryLedger::new(clock.clone(), limits)))
+            let ledger = MemoryLedger::new(clock.clone(), limits);
+            Ok((Arc::new(ledger), Backing::Memory))
         }
-        Store::Sqlite(store) => open_sqlite(store, clock),
-        Store::Postgres(store) => open_postgres(store, clock, owner),
+        Store::Sqlite(store) => {
+            let (ledger, database) = open_sqlite(store, clock)?;
+            Ok((ledger, Backing::Sqlite(database)))
+        }
+        Store::Postgres(store) => {
+            let ledger = open_postgres(store, clock, owner)?;
+            Ok((ledger, Backing::Postgres))
+        }
     }
 }
 
@@ -54,7 +68,7 @@ fn open_postgres(
 pub(super) fn open_sqlite(
     store: &SqliteStore,
     clock: &Clock,
-) -> Result<Arc<dyn Ledger>, StartError> {
+) -> Result<(Arc<dyn Ledger>, Arc<Database>), StartError> {
     let SqliteStore {
         path,
         watermark,
@@ -77,7 +91,8 @@ pub(super) fn open_sqlite(
     if opened.created {
         tracing::info!(tikigate.ledger = %path.display(), "a new ledger was made");
     }
-    let opening = SqliteLedger::open(database, clock.clone());
+    let database = Arc::new(database);
+    let opening = SqliteLedger::open(Arc::clone(&database), clock.clone());
     let (ledger, lapsed) =
         block_on(opening)?.map_err(|error| StartError::Ledger(error.to_string()))?;
     if lapsed > 0 {
@@ -95,7 +110,7 @@ pub(super) fn open_sqlite(
              lifts the quarantine (tikigate ledger lift-quarantine)"
         );
     }
-    Ok(Arc::new(ledger))
+    Ok((Arc::new(ledger), database))
 }
 
 /// Ties the routes' namespaces to their definitions before anything is served.
@@ -121,7 +136,7 @@ pub(super) fn close(ledger: &dyn Ledger) {
 }
 
 /// On a thread of its own, so that a gate can be started from within somebody's runtime.
-fn block_on<T: Send>(future: impl Future<Output = T> + Send) -> Result<T, StartError> {
+pub(super) fn block_on<T: Send>(future: impl Future<Output = T> + Send) -> Result<T, StartError> {
     let run = || {
         let runtime = runtime().map_err(StartError::System)?;
         Ok(runtime.block_on(future))

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! worker threads   one current-thread runtime, listener and set of backend connections each
+//! outbound thread  the backend's calls to Tiki, and the outbox's deliveries, where there are any
 //! control thread   admin listener, expiry of records, looks at the backend, and the drain
 //! ```
 //!
@@ -12,6 +13,7 @@ mod control;
 mod drain;
 mod ledger;
 pub mod offline;
+mod outbound;
 mod readiness;
 mod sweep;
 pub mod upkeep;
@@ -32,12 +34,14 @@ use crate::telemetry::{self, LogHandle};
 
 use control::Control;
 use drain::Life;
+use outbound::Outbound;
 use readiness::QuarantineSeen;
 
 /// A running gate.
 pub struct App {
     address: ListenAddress,
     admin_address: ListenAddress,
+    outbound_address: Option<ListenAddress>,
     life: Arc<Life>,
     common: Arc<Common>,
     ledger: Arc<dyn Ledger>,
@@ -81,7 +85,7 @@ impl App {
         let settings = Arc::new(settings);
         let workers = settings.server.workers.max(1);
         let owner = Owner(random()?);
-        let ledger = ledger::open(&settings, &clock, owner)?;
+        let (ledger, backing) = ledger::open(&settings, &clock, owner)?;
         ledger::define_namespaces(&settings, ledger.as_ref())?;
         let tokens = admin::token::ensure_token(&settings.ledger.directory, &settings.admin.tokens)
             .map_err(StartError::Token)?;
@@ -95,8 +99,16 @@ impl App {
         );
         let admin_address = admin_listener.local_address();
 
-        let common = Common::new(Arc::clone(&settings), clock, Arc::clone(&ledger), owner)
-            .map_err(StartError::Settings)?;
+        let common = Common::new(
+            Arc::clone(&settings),
+            clock.clone(),
+            Arc::clone(&ledger),
+            owner,
+        )
+        .map_err(StartError::Settings)?;
+        let life = Arc::new(Life::new());
+        let outbound = Outbound::prepare(&settings, &common, &backing, &clock, &life)?;
+        let outbound_handle = outbound.as_ref().map(Outbound::handle);
         let connections = Arc::new(server::Shared::new(settings.server.max_connections));
         let sources = Sources {
             log_lines_dropped: log.lines_dropped(),
@@ -104,11 +116,13 @@ impl App {
         };
         // One more than the workers: the control thread sends and asks too.
         let metrics = Metrics::new(Common::labels(&settings, sources), workers + 1);
+        if outbound.is_some() {
+            metrics.show_outbound(Arc::clone(common.outbound_metrics()));
+        }
         let commits = Arc::clone(&metrics);
         ledger.observe_commits(Box::new(move |took| commits.ledger_commit(took)));
-        let life = Arc::new(Life::new());
 
-        let mut threads = Vec::with_capacity(workers + 1);
+        let mut threads = Vec::with_capacity(workers + 2);
         for (number, listener) in listeners.into_iter().enumerate() {
             let worker = Worker {
                 gate: (
@@ -124,6 +138,12 @@ impl App {
             };
             threads.push(spawn(format!("worker-{number}"), worker.run())?);
         }
+        let outbound_address = outbound_handle
+            .as_ref()
+            .map(|handle| handle.address.clone());
+        if let (Some(outbound), Some(handle)) = (outbound, outbound_handle.clone()) {
+            threads.push(spawn("outbound".to_owned(), outbound.run(handle))?);
+        }
         let control = Control {
             gate: Gate::new(
                 Arc::clone(&common),
@@ -136,6 +156,7 @@ impl App {
             ledger: Arc::clone(&ledger),
             metrics,
             connections,
+            outbound: outbound_handle,
             quarantine: Arc::new(QuarantineSeen::default()),
         };
         let admin_settings = AdminSettings {
@@ -149,6 +170,7 @@ impl App {
         Ok(Self {
             address,
             admin_address,
+            outbound_address,
             life,
             common,
             ledger,
@@ -164,6 +186,11 @@ impl App {
     /// Where the admin listener is.
     pub fn admin_address(&self) -> &ListenAddress {
         &self.admin_address
+    }
+
+    /// Where the backend's calls to Tiki arrive, if they do.
+    pub fn outbound_address(&self) -> Option<&ListenAddress> {
+        self.outbound_address.as_ref()
     }
 
     /// The ledger.

@@ -16,6 +16,7 @@ use crate::admin::{self, AdminSettings, Phase, Readiness, SendNowError, SendingN
 use crate::clock::Clock;
 use crate::config::{AdminToken, Secret, SqliteStore};
 use crate::ledger::{Ledger, RecordId, SqliteReading, Stats};
+use crate::outbound::outbox;
 use crate::store::sqlite::Snapshot;
 
 /// The name that changes are made under.
@@ -57,7 +58,8 @@ impl OfflineLedger {
             require_existing: true,
             ..store.clone()
         };
-        Self::serve(ledger::open_sqlite(&store, clock)?)
+        let (ledger, _) = ledger::open_sqlite(&store, clock)?;
+        Self::serve(ledger)
     }
 
     fn serve(ledger: Arc<dyn Ledger>) -> Result<Self, StartError> {
@@ -161,7 +163,7 @@ impl admin::Control for NoGate {
 
     fn start_drain(&self, _: &str) {}
 
-    fn render_metrics(&self, _: Option<&Stats>) -> String {
+    fn render_metrics(&self, _: Option<&Stats>, _: Option<outbox::Stats>) -> String {
         String::new()
     }
 

@@ -16,13 +16,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use self::dates::Zone;
+pub(super) use self::dates::Zone;
 pub use self::export::{Export, ExportFormat};
 pub use self::list::{List, Show};
+pub(super) use self::pages::path_segment;
 use self::place::Place;
 pub use self::quarantine::{LiftQuarantine, Quarantine};
+pub(super) use self::record::not_understood;
 pub use self::resolve::{Reopen, Resolve, Verdict};
-use self::text::Writer;
+pub(super) use self::text::{Writer, align};
 pub use self::upkeep::{Backup, Restore, Verify};
 use super::admin_client::AdminOptions;
 use super::exit;

@@ -8,6 +8,7 @@ pub mod failure;
 pub mod fake_tiki;
 pub mod ledger;
 mod message;
+pub mod outbox;
 pub mod probe;
 mod progress;
 pub mod serve;
@@ -47,6 +48,7 @@ enum Command {
     Sign(sign::Args),
     Verify(verify::Args),
     Ledger(ledger::Args),
+    Outbox(outbox::Args),
     Drain(drain::Args),
     Probe(probe::Args),
     Demo(demo::Args),
@@ -73,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Sign(args) => sign::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Ledger(args) => ledger::run(args),
+        Command::Outbox(args) => outbox::run(args),
         Command::Drain(args) => drain::run(args),
         Command::Probe(args) => probe::run(args),
         Command::Demo(args) => demo::run(args),

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
+use tokio_rustls::TlsConnector;
 
-use super::stream::Socket;
-use crate::config::Endpoint;
+use super::stream::{Socket, TcpUnderTls};
+use crate::config::{Endpoint, Trust};
 
 /// Look-ups of one backend's name that run at once, per worker.
 ///
@@ -42,6 +44,8 @@ pub enum ConnectFaultKind {
     Timeout,
     /// The host name has no address.
     Resolve,
+    /// The other end can't prove by its certificate that it is who was meant, or doesn't speak TLS.
+    Tls,
     /// Anything else, such as an unreachable network or a lack of local ports.
     Other,
 }
@@ -53,6 +57,7 @@ impl ConnectFaultKind {
             Self::Refused => "connect_refused",
             Self::Timeout => "connect_timeout",
             Self::Resolve => "connect_unresolved",
+            Self::Tls => "connect_tls",
             Self::Other => "connect_failed",
         }
     }
@@ -69,6 +74,13 @@ impl ConnectFault {
         Self {
             kind: ConnectFaultKind::Timeout,
             source: io::ErrorKind::TimedOut.into(),
+        }
+    }
+
+    fn tls(source: io::Error) -> Self {
+        Self {
+            kind: ConnectFaultKind::Tls,
+            source,
         }
     }
 
@@ -95,25 +107,31 @@ impl From<io::Error> for ConnectFault {
 /// An [`Endpoint`] made ready to connect to.
 #[derive(Debug)]
 pub(super) enum Target {
+    Tcp(Host),
+    Tls(Host, Trust, ServerName<'static>),
+    /// The name can't be in a certificate: there is nothing to connect to.
+    Nameless,
+    Unix(PathBuf),
+}
+
+/// An address, or a name that has some.
+#[derive(Debug)]
+pub(super) enum Host {
     Address(SocketAddr),
     Name {
         host: Arc<str>,
         port: u16,
         lookups: Arc<Semaphore>,
     },
-    Unix(PathBuf),
 }
 
 impl From<&Endpoint> for Target {
     fn from(endpoint: &Endpoint) -> Self {
         match endpoint {
-            Endpoint::Tcp { host, port } => match host.parse::<IpAddr>() {
-                Ok(ip) => Self::Address(SocketAddr::new(ip, *port)),
-                Err(_) => Self::Name {
-                    host: host.as_str().into(),
-                    port: *port,
-                    lookups: Arc::new(Semaphore::new(LOOKUPS_AT_ONCE)),
-                },
+            Endpoint::Tcp { host, port } => Self::Tcp(Host::new(host, *port)),
+            Endpoint::Tls { host, port, trust } => match ServerName::try_from(host.clone()) {
+                Ok(name) => Self::Tls(Host::new(host, *port), trust.clone(), name),
+                Err(_) => Self::Nameless,
             },
             Endpoint::Unix(path) => Self::Unix(path.clone()),
         }
@@ -121,8 +139,43 @@ impl From<&Endpoint> for Target {
 }
 
 impl Target {
-    /// A connected socket, by `deadline`; looking up the name counts.
+    /// A connected socket, by `deadline`; looking up the name counts, and so does TLS.
     pub(super) async fn connect(&self, deadline: Instant) -> Result<Socket, ConnectFault> {
+        match self {
+            Self::Tcp(host) => host.connect(deadline).await.map(Socket::Tcp),
+            Self::Tls(host, trust, name) => {
+                let stream = TcpUnderTls::new(host.connect(deadline).await?);
+                let connecting = TlsConnector::from(trust.client()).connect(name.clone(), stream);
+                let stream = timeout_at(deadline, connecting)
+                    .await
+                    .map_err(|_| ConnectFault::timeout())?
+                    .map_err(ConnectFault::tls)?;
+                Ok(Socket::Tls(Box::new(stream)))
+            }
+            Self::Nameless => {
+                let fault = io::Error::other("no certificate can be for this host's name");
+                Err(ConnectFault::tls(fault))
+            }
+            Self::Unix(path) => timeout_at(deadline, connect_unix(path))
+                .await
+                .map_err(|_| ConnectFault::timeout())?,
+        }
+    }
+}
+
+impl Host {
+    fn new(host: &str, port: u16) -> Self {
+        match host.parse::<IpAddr>() {
+            Ok(ip) => Self::Address(SocketAddr::new(ip, port)),
+            Err(_) => Self::Name {
+                host: host.into(),
+                port,
+                lookups: Arc::new(Semaphore::new(LOOKUPS_AT_ONCE)),
+            },
+        }
+    }
+
+    async fn connect(&self, deadline: Instant) -> Result<TcpStream, ConnectFault> {
         match self {
             Self::Address(address) => connect_tcp(*address, deadline).await,
             Self::Name {
@@ -136,9 +189,6 @@ impl Target {
                     .map_err(ConnectFault::unresolved)?;
                 connect_any(&addresses, deadline).await
             }
-            Self::Unix(path) => timeout_at(deadline, connect_unix(path))
-                .await
-                .map_err(|_| ConnectFault::timeout())?,
         }
     }
 }
@@ -164,7 +214,10 @@ async fn look_up(
 
 /// Tries one address after the other. Each gets its share of the time that is left, so that one
 /// that swallows packets doesn't use up the time of the next.
-async fn connect_any(addresses: &[SocketAddr], deadline: Instant) -> Result<Socket, ConnectFault> {
+async fn connect_any(
+    addresses: &[SocketAddr],
+    deadline: Instant,
+) -> Result<TcpStream, ConnectFault> {
     let mut last = ConnectFault::unresolved(io::Error::new(
         io::ErrorKind::NotFound,
         "the name has no address",
@@ -174,19 +227,19 @@ async fn connect_any(addresses: &[SocketAddr], deadline: Instant) -> Result<Sock
         let now = Instant::now();
         let share = deadline.saturating_duration_since(now) / untried;
         match connect_tcp(*address, now + share).await {
-            Ok(socket) => return Ok(socket),
+            Ok(stream) => return Ok(stream),
             Err(fault) => last = fault,
         }
     }
     Err(last)
 }
 
-async fn connect_tcp(address: SocketAddr, deadline: Instant) -> Result<Socket, ConnectFault> {
+async fn connect_tcp(address: SocketAddr, deadline: Instant) -> Result<TcpStream, ConnectFault> {
     let stream = timeout_at(deadline, TcpStream::connect(address))
         .await
         .map_err(|_| ConnectFault::timeout())??;
     stream.set_nodelay(true)?;
-    Ok(Socket::Tcp(stream))
+    Ok(stream)
 }
 
 async fn connect_unix(path: &Path) -> Result<Socket, ConnectFault> {
@@ -228,11 +281,11 @@ mod tests {
     #[tokio::test]
     async fn look_ups_that_hang_hold_back_further_ones() {
         let lookups = Arc::new(Semaphore::new(0));
-        let target = Target::Name {
+        let target = Target::Tcp(Host::Name {
             host: "localhost".into(),
             port: 1,
             lookups: Arc::clone(&lookups),
-        };
+        });
         let fault = target
             .connect(Instant::now() + Duration::from_millis(20))
             .await

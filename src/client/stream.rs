@@ -10,12 +10,74 @@ use std::task::{Context, Poll};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
 
-/// A connected socket of either kind.
+/// A connected socket of any kind.
 #[derive(Debug)]
 pub(super) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsStream<TcpUnderTls>>),
+}
+
+/// What TLS reads and writes. While it is [asking](Self::ask_the_system), a read goes to the system
+/// right away and wakes nobody: the runtime's own notion may be one turn of its event loop behind.
+#[derive(Debug)]
+pub(super) struct TcpUnderTls {
+    stream: TcpStream,
+    asking: bool,
+}
+
+impl TcpUnderTls {
+    pub(super) fn new(stream: TcpStream) -> Self {
+        Self {
+            stream,
+            asking: false,
+        }
+    }
+
+    fn ask_the_system(&mut self, asking: bool) {
+        self.asking = asking;
+    }
+}
+
+impl AsyncRead for TcpUnderTls {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.asking {
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        }
+        let mut socket = &*SockRef::from(&self.stream);
+        match io::Read::read(&mut socket, buffer.initialize_unfilled()) {
+            Ok(read) => {
+                buffer.advance(read);
+                Poll::Ready(Ok(()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+}
+
+impl AsyncWrite for TcpUnderTls {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }
 
 /// What happened on a [`MeteredStream`] since the last [`Meter::restart`].
@@ -37,7 +99,7 @@ impl Meter {
         self.received.store(0, Ordering::Relaxed);
     }
 
-    /// Bytes the system took over for the backend. Zero proves that it got nothing.
+    /// Bytes the system, or TLS, took over for the backend. Zero proves that it got nothing.
     pub(super) fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
@@ -88,12 +150,32 @@ impl MeteredStream {
         let peeked = match &self.socket {
             Socket::Tcp(stream) => SockRef::from(stream).peek(&mut byte),
             Socket::Unix(stream) => SockRef::from(stream).peek(&mut byte),
+            Socket::Tls(stream) => SockRef::from(&stream.get_ref().0.stream).peek(&mut byte),
         };
         match peeked {
             Ok(0) => Poll::Ready(Ok(())),
             Ok(_) => Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
             Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// The same where TLS has things of its own to say between answers, such as new session tickets:
+    /// what of it concerns the caller is read.
+    fn peek_through_tls(
+        stream: &mut TlsStream<TcpUnderTls>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut byte = [0];
+        let mut buffer = ReadBuf::new(&mut byte);
+        stream.get_mut().0.ask_the_system(true);
+        let polled = Pin::new(&mut *stream).poll_read(cx, &mut buffer);
+        stream.get_mut().0.ask_the_system(false);
+        match polled {
+            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                Poll::Ready(Err(io::ErrorKind::InvalidData.into()))
+            }
+            polled => polled,
         }
     }
 
@@ -121,12 +203,16 @@ impl AsyncRead for MeteredStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.meter.probing.load(Ordering::Relaxed) {
-            return self.peek();
+            return match &mut self.socket {
+                Socket::Tls(stream) => Self::peek_through_tls(stream, cx),
+                Socket::Tcp(_) | Socket::Unix(_) => self.peek(),
+            };
         }
         let before = buffer.filled().len();
         let polled = match &mut self.socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Socket::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         };
         let came = buffer.filled().len() - before;
         self.meter
@@ -148,6 +234,7 @@ impl AsyncWrite for MeteredStream {
         let polled = match &mut self.socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Socket::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Socket::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         };
         polled.map(|wrote| Ok(self.account(wrote, bytes.len())))
     }
@@ -164,6 +251,7 @@ impl AsyncWrite for MeteredStream {
         let polled = match &mut self.socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Socket::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Socket::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         };
         polled.map(|wrote| Ok(self.account(wrote, offered)))
     }
@@ -172,15 +260,26 @@ impl AsyncWrite for MeteredStream {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Neither kind of socket buffers in user space.
-        Poll::Ready(Ok(()))
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.meter.write_failed() {
+            return Poll::Ready(Ok(()));
+        }
+        let flushed = match &mut self.socket {
+            // They buffer nothing in user space.
+            Socket::Tcp(_) | Socket::Unix(_) => return Poll::Ready(Ok(())),
+            Socket::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        };
+        flushed.map(|flushed| {
+            self.account(flushed.map(|()| 0), 0);
+            Ok(())
+        })
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Socket::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

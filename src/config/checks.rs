@@ -1,10 +1,13 @@
 //! Checks between parts: what each part alone can't see.
 
+mod outbound;
+
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use super::meaning::{
-    ReadAdmin, ReadClient, ReadIdempotency, ReadRoute, ReadServer, ReadUpstream, Volatility,
+    ReadAdmin, ReadClient, ReadIdempotency, ReadOutbound, ReadRoute, ReadServer, ReadUpstream,
+    Volatility,
 };
 use super::problem::Problems;
 use super::settings::{Environment, OnUnknown};
@@ -22,6 +25,7 @@ pub(crate) struct Parts<'a> {
     /// `signature.max_remembered`
     pub(crate) max_remembered: usize,
     pub(crate) volatility: &'a Volatility,
+    pub(crate) outbound: Option<&'a ReadOutbound>,
     pub(crate) now: SystemTime,
 }
 
@@ -43,6 +47,7 @@ pub(crate) fn check(parts: &Parts<'_>, problems: &mut Problems) {
         retries_surely(route, problems);
         no_header_twice(route, parts.upstreams, problems);
     }
+    outbound::check(parts, problems);
     nothing_unused(parts, problems);
 }
 

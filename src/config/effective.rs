@@ -1,5 +1,7 @@
 //! The settings as they are in force, for people: named as in the configuration, secrets redacted.
 
+mod outbound;
+
 use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
@@ -26,6 +28,7 @@ pub fn effective(settings: &Settings) -> Value {
         clients,
         routes,
         ledger,
+        outbound,
         log,
     } = settings;
     let upstreams_by_name: Map<String, Value> = upstreams
@@ -36,7 +39,7 @@ pub fn effective(settings: &Settings) -> Value {
         .iter()
         .map(|route| show_route(route, settings))
         .collect();
-    json!({
+    let mut shown = json!({
         "server": show_server(server),
         "admin": show_admin(admin),
         "upstreams": upstreams_by_name,
@@ -45,7 +48,11 @@ pub fn effective(settings: &Settings) -> Value {
         "routes": routes,
         "ledger": show_ledger(ledger),
         "log": show_log(log),
-    })
+    });
+    if let Some(outbound) = outbound {
+        shown["outbound"] = outbound::show(outbound, settings);
+    }
+    shown
 }
 
 fn show_server(server: &Server) -> Value {
@@ -110,6 +117,14 @@ fn show_admin(admin: &Admin) -> Value {
     json!({ "listen": listen.to_string(), "tokens": tokens, "hosts": hosts })
 }
 
+/// A host as it stands in a URL.
+fn bracketed(host: &str) -> String {
+    match host.contains(':') {
+        true => format!("[{host}]"),
+        false => host.to_owned(),
+    }
+}
+
 fn show_upstream(upstream: &Upstream) -> Value {
     let Upstream {
         name: _,
@@ -122,8 +137,8 @@ fn show_upstream(upstream: &Upstream) -> Value {
         set_headers,
     } = upstream;
     let url = match endpoint {
-        Endpoint::Tcp { host, port } if host.contains(':') => format!("http://[{host}]:{port}"),
-        Endpoint::Tcp { host, port } => format!("http://{host}:{port}"),
+        Endpoint::Tcp { host, port } => format!("http://{}:{port}", bracketed(host)),
+        Endpoint::Tls { host, port, .. } => format!("https://{}:{port}", bracketed(host)),
         Endpoint::Unix(path) => format!("unix:{}", path.display()),
     };
     let set_headers: Map<String, Value> = set_headers
@@ -214,6 +229,7 @@ fn show_route(route: &Route, settings: &Settings) -> Value {
         strip_signature,
         signed_path,
         outcome,
+        confirm,
         idempotency,
     } = route;
     let upstream = settings.upstreams.get(*upstream);
@@ -252,6 +268,7 @@ fn show_route(route: &Route, settings: &Settings) -> Value {
         "signed_path": { "strip": strip, "add": add },
         "final_statuses": codes(final_statuses),
         "retry_statuses": codes(retry_statuses),
+        "confirm": confirm,
     });
     if let Some(condition) = success_when {
         shown["success_when"] = show_condition(condition);

@@ -19,6 +19,7 @@ mod schema;
 mod secret;
 mod settings;
 mod tree;
+mod trust;
 mod units;
 mod value;
 
@@ -31,3 +32,4 @@ pub use load::{Loaded, default_path, load, load_text};
 pub use problem::{Problem, Severity};
 pub use secret::Secret;
 pub use settings::*;
+pub use trust::Trust;

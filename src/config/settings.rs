@@ -1,12 +1,16 @@
 //! What a configuration means: every default filled in, every name resolved, every file read.
 
+mod outbound;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
-use super::Secret;
+pub use outbound::{Account, Confirm, Delivery, Notify, Outbound, Outbox};
+
+use super::{Secret, Trust};
 use crate::net::{ListenAddress, TrustedProxies};
 use crate::tiki::{Family, KeySpec, PayloadKind, Pointer, SigningKey, Window};
 
@@ -27,6 +31,8 @@ pub struct Settings {
     pub routes: Vec<Arc<Route>>,
     /// Where idempotency records live.
     pub ledger: Ledger,
+    /// The partner's own calls to Tiki; none: off.
+    pub outbound: Option<Arc<Outbound>>,
     /// The log.
     pub log: Log,
 }
@@ -124,6 +130,15 @@ pub enum Endpoint {
         /// Port.
         port: u16,
     },
+    /// `https://host:port`; the name is resolved at each connect.
+    Tls {
+        /// Host name or address, without brackets; the certificate must be its.
+        host: String,
+        /// Port.
+        port: u16,
+        /// Whose certificates are believed.
+        trust: Trust,
+    },
     /// `unix:/path`
     Unix(PathBuf),
 }
@@ -209,6 +224,8 @@ pub struct Route {
     pub signed_path: SignedPath,
     /// What the backend's answers mean.
     pub outcome: OutcomeRules,
+    /// Whether Tiki is asked about the transaction before the call is forwarded.
+    pub confirm: bool,
     /// How duplicates are told; none: every authentic call is sent.
     pub idempotency: Option<Idempotency>,
 }

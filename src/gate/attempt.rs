@@ -8,12 +8,13 @@ use tokio::time::Instant;
 
 use crate::config::{Idempotency, OnUnknown};
 use crate::failpoint;
-use crate::ledger::{Claim, ClaimOutcome, Fence, Hold, Marks, Policy, Settlement};
+use crate::ledger::{Admission, Claim, ClaimOutcome, Fence, Hold, Marks, Policy, Settlement};
 use crate::metrics::Suspicion;
 
 use super::Gate;
 use super::answer::Answer;
 use super::call::Facts;
+use super::confirm::confirm;
 use super::forward::{Deadlines, Sending, forward, note};
 use super::parcel::{Parcel, ToldBy};
 use super::probe::{Looked, Until, look};
@@ -136,11 +137,12 @@ async fn keyed(
 
 /// Claims the message; where it may not run, what its caller gets.
 ///
+/// On a route with `confirm` Tiki is asked in between, if the ledger doesn't know the answer already.
 /// An attempt of another process is waited for, and the backend is asked about one whose outcome is
 /// unknown; then the ledger is asked again. Both end by Tiki's deadline, without a permit of the
 /// backend's cap.
 async fn claim(
-    gate: &Gate,
+    gate: &Arc<Gate>,
     parcel: &Parcel,
     identity: &Identity,
     running: &Running,
@@ -153,14 +155,31 @@ async fn claim(
         )));
     };
     let mut probe = rule.probe.as_ref();
+    let mut confirmed = !parcel.plan.route.confirm;
     loop {
-        let claim = claim_of(gate, parcel, identity, rule, deadlines);
+        let mut claim = claim_of(gate, parcel, identity, rule, deadlines);
+        if !confirmed {
+            // First what the ledger knows: a duplicate needs no word of Tiki's.
+            claim.admission = Admission::KnownOnly;
+        }
         let outcome = claim_once(gate, claim, deadlines.send_by).await?;
         if let Some(suspicion) = suspicion(&outcome) {
             note_suspicion(gate, parcel, suspicion);
         }
         match outcome {
-            ClaimOutcome::Granted(fence, marks) => return Ok((fence, marks)),
+            ClaimOutcome::Granted(fence, marks) => {
+                if !confirmed {
+                    confirm_known(gate, parcel, fence, deadlines).await?;
+                }
+                return Ok((fence, marks));
+            }
+            ClaimOutcome::Unfamiliar if !confirmed && parcel.admission == Admission::Any => {
+                let confirming = confirm(gate, parcel, deadlines.send_by);
+                confirming
+                    .await
+                    .map_err(|refusal| Verdict::Shared(Err(refusal)))?;
+                confirmed = true;
+            }
             ClaimOutcome::Running(fence) => {
                 running.reach(Stage::Elsewhere);
                 if !ended_elsewhere(gate, fence, deadlines.send_by).await {
@@ -184,6 +203,25 @@ async fn claim(
             other => return Err(not_granted(other, parcel.dated)),
         }
     }
+}
+
+/// Asks Tiki about a message of which the ledger knows an earlier attempt, and which is claimed for
+/// that reason. The claim is given back where it isn't confirmed: nothing was sent.
+async fn confirm_known(
+    gate: &Arc<Gate>,
+    parcel: &Parcel,
+    fence: Fence,
+    deadlines: Deadlines,
+) -> Result<(), Verdict> {
+    let guard = ClaimGuard::new(gate, &parcel.facts, fence);
+    let confirmed = confirm(gate, parcel, deadlines.send_by).await;
+    if confirmed.is_err() {
+        let released = Settlement::Released("unconfirmed".into());
+        // Where that fails, the claim ends with its owner.
+        let _ = record(gate, &parcel.facts, fence, released).await;
+    }
+    guard.disarm();
+    confirmed.map_err(|refusal| Verdict::Shared(Err(refusal)))
 }
 
 /// Asks the ledger once.

@@ -16,7 +16,8 @@
 //!    forward       clean headers, call the backend, classify its answer                     (attempt, outcome)
 //! ```
 //!
-//! Beside calls, on the control thread: `rounds` asks backends about calls whose outcome nobody knows
+//! On routes with `confirm`, step 7 asks Tiki about the transaction between its look into the ledger and
+//! its claim (`confirm`). Beside calls, on the control thread: `rounds` asks backends about calls whose outcome nobody knows
 //! (`probe`, as a duplicate of such a call does too), and `send_now` sends a kept call by a person's
 //! word, on the same way from its claim to its record.
 //!
@@ -31,6 +32,7 @@ mod attempt;
 pub mod authenticate;
 pub mod bind;
 pub mod call;
+mod confirm;
 mod forward;
 pub mod freshen;
 pub mod idempotency;
@@ -70,8 +72,10 @@ use crate::client::Upstream;
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::ledger::{Definition, Ledger, Owner};
-use crate::metrics;
+use crate::metrics::{self, OutboundMetrics};
 use crate::net::{Arrived, TrustedProxies};
+use crate::outbound::confirm::Confirms;
+use crate::outbound::{Accounts, Remember, Tiki, outbox};
 use crate::telemetry::AccessLog;
 
 use admit::{Admission, AdmitLayer};
@@ -79,6 +83,7 @@ use arrivals::Arrivals;
 use authenticate::{Clients, authenticate};
 use bind::bind;
 use call::{Call, RequestIds};
+use confirm::{Confirmer, Outbound};
 use freshen::freshen;
 use idempotency::idempotency;
 use limits::AddressLimits;
@@ -102,6 +107,8 @@ pub struct Gate {
     stacks: Vec<forward::Stack>,
     /// The same connections without the stack, for looks.
     upstreams: Vec<Upstream>,
+    /// To ask Tiki, on connections of its own; none where no route wants that.
+    confirmer: Option<Confirmer>,
     request_ids: RequestIds,
     metrics: metrics::Worker,
     log: AccessLog,
@@ -126,6 +133,7 @@ impl Gate {
             .collect();
         let request_ids = RequestIds::new(random);
         Arc::new(Self {
+            confirmer: common.confirmer(),
             common,
             stacks,
             upstreams,
@@ -221,6 +229,9 @@ pub struct Common {
     owner: Owner,
     upstream_permits: Vec<Arc<Semaphore>>,
     looks: Looks,
+    /// The way to Tiki; none where the outbound direction is off.
+    outbound: Option<Outbound>,
+    outbound_metrics: Arc<OutboundMetrics>,
     /// By upstream: whether the last call that wanted a connection got none.
     unreachable: Vec<AtomicBool>,
     /// Whether the ledger's last word to a claim was an error.
@@ -255,6 +266,18 @@ impl Common {
             addresses: AddressLimits::new(server.per_address, clock.clone()),
             draining: AtomicBool::new(false),
         };
+        let outbound_metrics = Arc::new(OutboundMetrics::new(&outbox::Report::WORDS));
+        let outbound = match &settings.outbound {
+            None => None,
+            Some(outbound) => Some(Outbound {
+                accounts: Accounts::new(
+                    &settings,
+                    outbound,
+                    &own_signatures(&settings, &signatures, &clock),
+                )?,
+                confirms: Confirms::new(&outbound.confirm, Arc::clone(&outbound_metrics)),
+            }),
+        };
         let permits = settings.upstreams.iter();
         let upstream_permits =
             permits.map(|upstream| Arc::new(Semaphore::new(upstream.max_in_flight)));
@@ -266,6 +289,8 @@ impl Common {
             signatures,
             arrivals,
             running: Arc::default(),
+            outbound,
+            outbound_metrics,
             upstream_permits: upstream_permits.collect(),
             looks: Looks::new(
                 settings
@@ -351,7 +376,35 @@ impl Common {
         if self.ledger_failing.load(Ordering::Relaxed) {
             told.push("the ledger takes no calls".to_owned());
         }
+        if let Some(outbound) = &self.outbound {
+            told.extend(outbound.accounts.degraded());
+        }
         told
+    }
+
+    /// Who the partner's own calls are signed as, where there are any.
+    pub fn accounts(&self) -> Option<&Accounts> {
+        self.outbound.as_ref().map(|outbound| &outbound.accounts)
+    }
+
+    /// What the outbound direction counts.
+    pub fn outbound_metrics(&self) -> &Arc<OutboundMetrics> {
+        &self.outbound_metrics
+    }
+
+    /// A worker's way to ask Tiki, where a route wants that.
+    fn confirmer(&self) -> Option<Confirmer> {
+        let asked = self.settings.routes.iter().any(|route| route.confirm);
+        let outbound = self.outbound.as_ref().filter(|_| asked)?;
+        let settings = self.settings.outbound.as_ref()?;
+        Some(Confirmer {
+            tiki: Tiki::new(
+                outbound.accounts.clone(),
+                self.clock.clone(),
+                settings.confirm.within,
+                settings.answer_limit,
+            ),
+        })
     }
 
     /// Calls that run detached now.
@@ -373,4 +426,11 @@ impl Common {
     pub fn refuse_with(&self) -> StatusCode {
         self.settings.signature.refuse_with
     }
+}
+
+/// Has each signature of ours remembered as no route's, for as long as any route would take it.
+fn own_signatures(settings: &Settings, signatures: &Arc<Signatures>, clock: &Clock) -> Remember {
+    let lifetime = route::longest_lifetime(&settings.routes);
+    let (signatures, clock) = (Arc::clone(signatures), clock.clone());
+    Arc::new(move |mac| signatures.is_ours(mac.into(), clock.monotonic(), lifetime))
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use crate::ledger::Hold;
+use crate::outbound::confirm::Doubt;
 use crate::tiki::{HeaderFault, PayloadFault};
 
 /// Why a call was refused. [`Refusal::code`] is the stable word that the caller sees;
@@ -42,6 +43,10 @@ pub enum Refusal {
     Overloaded(Overload),
     /// A duplicate of a call that has not settled.
     InProgress(Wait),
+    /// Tiki says something else of the transaction than the IPN does.
+    Unconfirmed,
+    /// Tiki does not say, yet, that it stands by the IPN.
+    NotConfirmed(Doubt),
     /// Nobody knows what became of an earlier attempt, so the key is held.
     OutcomeUnknown(Hold),
     /// Certain that nothing was sent to the backend.
@@ -260,6 +265,8 @@ const TABLE: &[Row] = &[
     Row { code: "ledger_unavailable", status: 503, message: "the call can't be recorded now, send again later", reasons: LedgerFault::WORDS },
     Row { code: "draining", status: 503, message: "the service is restarting, send again later", reasons: NONE },
     Row { code: "body_timeout", status: 503, message: "the body did not arrive in time, send again later", reasons: BodyFault::WORDS },
+    Row { code: "unconfirmed", status: 422, message: "the transaction's status says otherwise", reasons: NONE },
+    Row { code: "not_confirmed", status: 503, message: "the transaction's status does not confirm it yet, send again later", reasons: Doubt::WORDS },
 ];
 
 impl Refusal {
@@ -286,6 +293,8 @@ impl Refusal {
             Self::LedgerUnavailable(_) => 18,
             Self::Draining => 19,
             Self::BodyTimeout(_) => 20,
+            Self::Unconfirmed => 21,
+            Self::NotConfirmed(_) => 22,
         }
     }
 
@@ -309,6 +318,7 @@ impl Refusal {
             Self::UpstreamFailed(fault) => fault.as_str(),
             Self::LedgerUnavailable(fault) => fault.as_str(),
             Self::BodyTimeout(fault) => fault.as_str(),
+            Self::NotConfirmed(doubt) => doubt.as_str(),
             Self::NotFound
             | Self::MethodNotAllowed(_)
             | Self::BodyTooLarge
@@ -316,6 +326,7 @@ impl Refusal {
             | Self::InvalidPayload(_)
             | Self::Conflict
             | Self::UpstreamTimeout
+            | Self::Unconfirmed
             | Self::Draining => "",
         }
     }
@@ -411,6 +422,8 @@ mod tests {
             Refusal::LedgerUnavailable(LedgerFault::Full),
             Refusal::Draining,
             Refusal::BodyTimeout(BodyFault::TooSlow),
+            Refusal::Unconfirmed,
+            Refusal::NotConfirmed(Doubt::Crowded),
         ]
     }
 
@@ -428,6 +441,7 @@ mod tests {
             "ledger_unavailable",
             "draining",
             "body_timeout",
+            "not_confirmed",
         ];
         for row in TABLE {
             assert_eq!(

@@ -138,6 +138,16 @@ fn signature_lifetime(route: &Route, all: &[Arc<Route>]) -> Duration {
     ahead + age(route).max(elsewhere)
 }
 
+/// The longest time for which any route accepts a signature that is made now.
+pub(super) fn longest_lifetime(routes: &[Arc<Route>]) -> Duration {
+    let one = |route: &Arc<Route>| {
+        let rule = route.idempotency.as_ref();
+        let resend_age = rule.map_or(Duration::ZERO, |rule| rule.resend_age);
+        signature_lifetime(route, &[]).max(resend_age)
+    };
+    routes.iter().map(one).max().unwrap_or_default()
+}
+
 /// Checks the head and finds the route. Nothing but an exact match is forwarded.
 ///
 /// # Errors

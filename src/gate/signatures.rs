@@ -25,6 +25,9 @@ pub const RESEND_HORIZON: Duration = Duration::from_secs(44 * 3600);
 
 const SHARDS: usize = 64;
 
+/// Stands for no route: the gate's own outbound calls.
+const OURS: usize = u32::MAX as usize;
+
 /// The first half of a MAC. It is over timestamp, client and message under the client's secret, so
 /// that half of it names the signature: nobody without the secret can choose it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -111,6 +114,11 @@ impl Signatures {
         }
         shard.insert(key, route, now + lifetime);
         Ok(false)
+    }
+
+    /// Remembers a signature that the gate made itself: it counts on no route. Whether there was room.
+    pub(super) fn is_ours(&self, key: SignatureKey, now: Duration, lifetime: Duration) -> bool {
+        self.bind(key, OURS, false, now, lifetime).is_ok()
     }
 
     /// Whether the signature was accepted on this route in its time and answered 5xx; ties nothing.

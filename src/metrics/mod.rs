@@ -12,15 +12,17 @@
 
 mod cells;
 mod exposition;
+mod outbound;
 mod process;
 mod render;
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cells::{Cells, Histogram};
+pub use outbound::{Confirmation, OutboundCall, OutboundMetrics, OutboxFigures};
 
 /// The `Content-Type` of [`Metrics::render`]'s text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -60,6 +62,7 @@ pub struct Metrics {
     limited_addresses: AtomicUsize,
     last_reload_successful: AtomicBool,
     ledger_commits: Histogram,
+    outbound: OnceLock<Arc<OutboundMetrics>>,
 }
 
 impl Metrics {
@@ -94,6 +97,7 @@ impl Metrics {
             limited_addresses: AtomicUsize::new(0),
             last_reload_successful: AtomicBool::new(true),
             ledger_commits: Histogram::new(&cells::COMMIT_DURATION),
+            outbound: OnceLock::new(),
         })
     }
 
@@ -129,6 +133,12 @@ impl Metrics {
     /// Counts one durable commit of the ledger.
     pub fn ledger_commit(&self, took: Duration) {
         self.ledger_commits.observe_duration(took);
+    }
+
+    /// Shows what the outbound direction counts, from now on.
+    pub fn show_outbound(&self, outbound: Arc<OutboundMetrics>) {
+        // Shown already: it is the same for as long as the process lives.
+        let _ = self.outbound.set(outbound);
     }
 
     /// The whole exposition, to be sent as [`CONTENT_TYPE`].
@@ -219,6 +229,8 @@ impl Suspicion {
 pub struct LedgerFigures {
     /// One entry for each state.
     pub states: Vec<StateFigures>,
+    /// What the outbox holds, where there is one that can say.
+    pub outbox: Option<OutboxFigures>,
 }
 
 /// What the ledger holds in one state.

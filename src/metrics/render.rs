@@ -25,6 +25,9 @@ pub(super) fn exposition(metrics: &Metrics, ledger: &LedgerFigures, process: &Fi
     suspicions(&mut out, metrics);
     signatures(&mut out, metrics);
     ledger_families(&mut out, metrics, ledger);
+    if let Some(outbound) = metrics.outbound.get() {
+        outbound.write(&mut out, ledger.outbox.as_ref());
+    }
     load(&mut out, metrics);
     process_families(&mut out, process);
     out.finish()

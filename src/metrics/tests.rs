@@ -25,6 +25,7 @@ fn ledger() -> LedgerFigures {
         oldest: Duration::from_millis(seconds),
     };
     LedgerFigures {
+        outbox: None,
         states: vec![state("done", 7, 1_500), state("unknown", 0, 0)],
     }
 }

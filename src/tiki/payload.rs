@@ -127,13 +127,18 @@ pub enum TransactionStatus {
 
 impl TransactionStatus {
     /// The status of this word, as Tiki writes it.
-    pub(super) fn read(word: &str) -> Option<Self> {
-        Some(match word {
-            "SUCCESS" => Self::Success,
-            "FAILURE" => Self::Failure,
-            "PENDING" => Self::Pending,
-            _ => return None,
-        })
+    pub fn parse(word: &str) -> Option<Self> {
+        let mut all = [Self::Success, Self::Failure, Self::Pending].into_iter();
+        all.find(|status| status.as_str() == word)
+    }
+
+    /// The word for it, as Tiki writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "SUCCESS",
+            Self::Failure => "FAILURE",
+            Self::Pending => "PENDING",
+        }
     }
 }
 
@@ -274,7 +279,7 @@ fn status(fields: Fields<'_, '_>) -> Result<Option<TransactionStatus>, PayloadFa
     let Some(word) = fields.optional_text("status")? else {
         return Ok(None);
     };
-    let status = TransactionStatus::read(&word);
+    let status = TransactionStatus::parse(&word);
     let fault = || fields.fault("status", "must be SUCCESS, FAILURE or PENDING");
     status.map(Some).ok_or_else(fault)
 }

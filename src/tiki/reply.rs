@@ -155,7 +155,7 @@ fn transaction<'b>(from: &Value<'b>) -> Option<Transaction<'b>> {
     Some(Transaction {
         tiki_transaction_id: text("tiki_transaction_id")?,
         transaction_id: text("partner_transaction_id")?,
-        status: TransactionStatus::read(&text("status")?)?,
+        status: TransactionStatus::parse(&text("status")?)?,
         amount: Decimal::parse(amount).ok()?,
     })
 }

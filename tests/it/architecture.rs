@@ -28,7 +28,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &["tiki", "clock", "metrics", "store", "failpoint"],
     ),
     (
-        "gate",
+        "outbound",
         &[
             "tiki",
             "clock",
@@ -43,7 +43,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "outbound",
+        "gate",
         &[
             "tiki",
             "clock",
@@ -54,6 +54,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "client",
             "store",
             "ledger",
+            "outbound",
             "failpoint",
         ],
     ),

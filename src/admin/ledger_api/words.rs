@@ -71,7 +71,7 @@ pub(super) struct Seen {
 }
 
 /// Reads a body; `what` names it in the complaint.
-pub(super) fn read<T: DeserializeOwned>(what: &str, body: &[u8]) -> Result<T, Fault> {
+pub(in crate::admin) fn read<T: DeserializeOwned>(what: &str, body: &[u8]) -> Result<T, Fault> {
     serde_json::from_slice(body)
         .map_err(|error| Fault::Malformed(format!("the body is no {what}: {error}")))
 }
@@ -96,7 +96,7 @@ fn kept(status: StatusCode, body: &'static str) -> KeptAnswer {
     }
 }
 
-pub(super) fn reason(given: Option<String>) -> Result<String, Fault> {
+pub(in crate::admin) fn reason(given: Option<String>) -> Result<String, Fault> {
     let given = given.unwrap_or_default();
     let reason = given.trim();
     if reason.is_empty() {
@@ -107,7 +107,7 @@ pub(super) fn reason(given: Option<String>) -> Result<String, Fault> {
 }
 
 /// Who says so: always the token's holder, and whom he names beside himself.
-pub(super) fn signed(holder: &str, named: Option<String>) -> Result<String, Fault> {
+pub(in crate::admin) fn signed(holder: &str, named: Option<String>) -> Result<String, Fault> {
     let Some(named) = named else {
         return Ok(holder.to_owned());
     };

@@ -9,7 +9,7 @@ use crate::cli::terminal;
 
 /// The time zone of dates.
 #[derive(Clone, Debug)]
-pub(super) struct Zone {
+pub(in crate::cli) struct Zone {
     shown: TimeZone,
     /// Why a date without an offset can't be taken, if it can't.
     unclear: Option<String>,
@@ -23,7 +23,10 @@ impl Zone {
     ///
     /// # Errors
     /// The one that was asked for is unknown.
-    pub(super) fn choose(asked: Option<&str>, configured: Option<&str>) -> Result<Self, Failure> {
+    pub(in crate::cli) fn choose(
+        asked: Option<&str>,
+        configured: Option<&str>,
+    ) -> Result<Self, Failure> {
         let (shown, unclear) = match (asked, configured) {
             (Some(name), _) => {
                 let zone = TimeZone::get(name).map_err(|_| {
@@ -51,7 +54,7 @@ impl Zone {
     }
 
     /// What times are shown in.
-    pub(super) fn shown(&self) -> &TimeZone {
+    pub(in crate::cli) fn shown(&self) -> &TimeZone {
         &self.shown
     }
 

@@ -188,6 +188,6 @@ fn is_record_id(key: &str) -> bool {
 }
 
 /// Ids come back from the network: whatever they are, they stay one segment.
-pub(super) fn path_segment(id: &str) -> String {
+pub(in crate::cli) fn path_segment(id: &str) -> String {
     form_urlencoded::byte_serialize(id.as_bytes()).collect()
 }

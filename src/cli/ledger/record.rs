@@ -76,7 +76,7 @@ pub(super) fn understand(record: Value) -> Result<Record, Failure> {
     Record::deserialize(record).map_err(|_| not_understood())
 }
 
-pub(super) fn not_understood() -> Failure {
+pub(in crate::cli) fn not_understood() -> Failure {
     Failure::Other(
         "the gate's answer can't be understood: is it of another version than this command?"
             .to_owned(),

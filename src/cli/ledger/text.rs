@@ -11,7 +11,7 @@ use super::record::{Event, KeptAnswer, Record};
 use crate::cli::terminal::{escape, escape_json};
 
 /// Writes records for a person: times in one zone, nothing that could trick a terminal.
-pub(super) struct Writer<'a> {
+pub(in crate::cli) struct Writer<'a> {
     out: &'a mut dyn Write,
     zone: TimeZone,
     now: Option<Timestamp>,
@@ -19,7 +19,7 @@ pub(super) struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     /// Every time is written with its offset.
-    pub(super) fn new(out: &'a mut dyn Write, zone: &TimeZone, now: SystemTime) -> Self {
+    pub(in crate::cli) fn new(out: &'a mut dyn Write, zone: &TimeZone, now: SystemTime) -> Self {
         Self {
             out,
             zone: zone.clone(),
@@ -27,11 +27,11 @@ impl<'a> Writer<'a> {
         }
     }
 
-    pub(super) fn line(&mut self, text: &str) -> io::Result<()> {
+    pub(in crate::cli) fn line(&mut self, text: &str) -> io::Result<()> {
         writeln!(self.out, "{text}")
     }
 
-    pub(super) fn json(&mut self, value: &Value) -> io::Result<()> {
+    pub(in crate::cli) fn json(&mut self, value: &Value) -> io::Result<()> {
         let text = serde_json::to_string_pretty(value)?;
         self.line(&escape_json(&text))
     }
@@ -189,14 +189,14 @@ impl<'a> Writer<'a> {
         ]
     }
 
-    fn time(&self, rfc3339: Option<&str>) -> String {
+    pub(in crate::cli) fn time(&self, rfc3339: Option<&str>) -> String {
         match parse(rfc3339) {
             Some(at) => show(&at.to_zoned_datetime(self.zone.clone())),
             None => "?".to_owned(),
         }
     }
 
-    fn age(&self, since: Option<&str>) -> String {
+    pub(in crate::cli) fn age(&self, since: Option<&str>) -> String {
         match (self.now, parse(since)) {
             (Some(now), Some(since)) => span(now.as_second().saturating_sub(since.as_second())),
             _ => "?".to_owned(),
@@ -238,7 +238,7 @@ fn state(record: &Record) -> String {
 
 /// Rows of cells as lines with aligned columns. Widths are counted in characters, which is right for
 /// the alphabets that ids and keys are written in.
-fn align<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> Vec<String> {
+pub(in crate::cli) fn align<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> Vec<String> {
     let mut widths = [0; COLUMNS];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {

@@ -1,4 +1,4 @@
-//! `[ledger]`, `[outbound]` and `[log]`.
+//! `[ledger]` and `[log]`.
 
 use std::path::{Path, PathBuf};
 
@@ -164,16 +164,6 @@ fn time_zone_name(field: Field<String>, problems: &mut Problems) -> Option<Strin
         .error(&place, "unknown_time_zone", "is no time zone")
         .help("write an IANA name, such as \"Asia/Ho_Chi_Minh\" or \"UTC\"");
     None
-}
-
-/// Reads `[outbound]`.
-pub(crate) fn outbound(written: Field<schema::Outbound>, problems: &mut Problems) {
-    if let Some(At { place, value }) = written.written() {
-        let schema::Outbound = value;
-        let instead =
-            "take [outbound] out, and let the backend sign its own calls as it does today";
-        problems.not_available(&place, "the outbound direction is", instead);
-    }
 }
 
 /// Reads `[log]`.

@@ -7,6 +7,7 @@ mod clients;
 mod headers;
 mod idempotency;
 mod ledger;
+mod outbound;
 mod paths;
 mod postgres;
 mod probe;
@@ -34,6 +35,7 @@ use super::value::{At, ByteSize, Field};
 pub(crate) use clients::ReadClient;
 pub(crate) use idempotency::ReadIdempotency;
 pub(crate) use ledger::Volatility;
+pub(crate) use outbound::ReadOutbound;
 pub(crate) use routes::ReadRoute;
 pub(crate) use server::{ReadAdmin, ReadServer};
 pub(crate) use upstreams::ReadUpstream;
@@ -83,7 +85,7 @@ pub(crate) fn settings(written: Configuration, context: &mut Context<'_>) -> Opt
         context.problems,
     );
     let (ledger, volatility) = ledger::ledger(ledger, &routes, &upstreams, context);
-    ledger::outbound(outbound, context.problems);
+    let outbound = outbound::outbound(outbound, &clients, context);
     let log = ledger::log(log);
 
     let parts = checks::Parts {
@@ -94,6 +96,7 @@ pub(crate) fn settings(written: Configuration, context: &mut Context<'_>) -> Opt
         routes: &routes,
         max_remembered: signature.max_remembered,
         volatility: &volatility,
+        outbound: outbound.as_ref().and_then(Option::as_ref),
         now: context.now,
     };
     checks::check(&parts, context.problems);
@@ -106,6 +109,10 @@ pub(crate) fn settings(written: Configuration, context: &mut Context<'_>) -> Opt
         clients: whole(clients, |client| client.meaning)?,
         routes: whole(routes, |route| route.meaning)?,
         ledger: ledger?,
+        outbound: match outbound? {
+            Some(read) => Some(Arc::new(read.meaning?)),
+            None => None,
+        },
         log,
     })
 }

@@ -42,6 +42,8 @@ pub(crate) struct ReadRoute {
     pub(crate) signed_as: Option<At<String>>,
     /// Statuses written as "not applied" that by themselves don't say so.
     pub(crate) unclear_retries: Vec<At<u64>>,
+    /// Where it says that Tiki is asked first, if it is.
+    pub(crate) confirm: Option<Place>,
     pub(crate) meaning: Option<Route>,
 }
 
@@ -104,6 +106,7 @@ fn read(
         retry_statuses,
         success_when,
         failed_when,
+        confirm,
         idempotency,
     } = written.value;
     let name = name.required(problems);
@@ -143,6 +146,7 @@ fn read(
         failed_when,
         problems,
     );
+    let confirm = confirmed(confirm, payload.as_ref(), problems);
     let keyed = payload.as_ref().and_then(|payload| {
         fits_method(payload, &method, &idempotency, problems)?;
         let accepted = accepted_windows(around.families, windows);
@@ -178,6 +182,7 @@ fn read(
             strip_signature,
             signed_path: signed_path?,
             outcome: outcome?,
+            confirm: confirm.is_some(),
             idempotency: idempotency_fits
                 .then(|| keyed.as_ref().map(|keyed| keyed.meaning.clone()))?,
         })
@@ -194,7 +199,30 @@ fn read(
         idempotency: keyed,
         signed_as,
         unclear_retries,
+        confirm,
     }
+}
+
+/// Where the key stands, if Tiki is to be asked about what the route's calls say.
+fn confirmed(
+    field: Field<bool>,
+    payload: Option<&At<PayloadKind>>,
+    problems: &mut Problems,
+) -> Option<Place> {
+    let At { place, value } = field.written()?;
+    if !value {
+        return None;
+    }
+    if payload.is_some_and(|payload| payload.value != PayloadKind::TransactionIpn) {
+        problems
+            .error(
+                &place,
+                "bad_confirm",
+                "only a transaction's status can be asked",
+            )
+            .help("take the key out, or write payload = \"transaction_ipn\"");
+    }
+    Some(place)
 }
 
 fn http_method(word: MethodWord) -> Method {
@@ -319,7 +347,8 @@ fn client_indexes(
     }
 }
 
-fn unknown_name<'n>(
+/// Reports a name that nothing has.
+pub(super) fn unknown_name<'n>(
     written: &At<String>,
     what: &str,
     known: impl Iterator<Item = &'n str>,
@@ -333,7 +362,8 @@ fn unknown_name<'n>(
     }
 }
 
-fn forwarded(
+/// Header names to be passed on, and whether all of them can be.
+pub(super) fn forwarded(
     field: Field<Vec<At<String>>>,
     problems: &mut Problems,
 ) -> (Vec<At<HeaderName>>, bool) {

@@ -211,21 +211,7 @@ fn admin_token(written: At<schema::SecretEntry>, context: &mut Context<'_>) -> O
         .required(context.problems)
         .and_then(|name| label(name, context.problems));
     let read = secrets::read(source, &place, context)?;
-    if !read.secret.expose().iter().all(u8::is_ascii_graphic) {
-        let message = "a token must be printable ASCII without spaces: it travels in a header";
-        context.problems.error(&read.place, "bad_secret", message);
-        return None;
-    }
-    if read.secret.expose().len() < 16 {
-        context
-            .problems
-            .warning(
-                &read.place,
-                "short_token",
-                "the token is shorter than 16 characters",
-            )
-            .help("make one: openssl rand -hex 32");
-    }
+    usable_token(&read, context.problems)?;
     let name = name?;
     Some(ReadToken {
         name_place: name.place,
@@ -235,6 +221,25 @@ fn admin_token(written: At<schema::SecretEntry>, context: &mut Context<'_>) -> O
             token: read.secret,
         },
     })
+}
+
+/// Whether a secret can be a bearer token.
+pub(super) fn usable_token(read: &secrets::ReadSecret, problems: &mut Problems) -> Option<()> {
+    if !read.secret.expose().iter().all(u8::is_ascii_graphic) {
+        let message = "a token must be printable ASCII without spaces: it travels in a header";
+        problems.error(&read.place, "bad_secret", message);
+        return None;
+    }
+    if read.secret.expose().len() < 16 {
+        problems
+            .warning(
+                &read.place,
+                "short_token",
+                "the token is shorter than 16 characters",
+            )
+            .help("make one: openssl rand -hex 32");
+    }
+    Some(())
 }
 
 fn not_built(

@@ -189,8 +189,23 @@ fn endpoint(url: &At<String>, context: &mut Context<'_>) -> Option<Target> {
 fn http_target(url: &str) -> Option<Target> {
     let rest = url.strip_prefix("http://")?;
     let rest = rest.strip_suffix('/').unwrap_or(rest);
-    let authority: Authority = rest.parse().ok()?;
-    if rest.contains('@') {
+    let HostPort { host, port } = host_port(rest, 80)?;
+    Some(Target {
+        endpoint: Endpoint::Tcp { host, port },
+        host: rest.to_owned(),
+    })
+}
+
+/// The host of an authority, without brackets, and its port.
+pub(super) struct HostPort {
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
+/// Reads `host[:port]`, as it stands in a URL, without a user.
+pub(super) fn host_port(text: &str, default_port: u16) -> Option<HostPort> {
+    let authority: Authority = text.parse().ok()?;
+    if text.contains('@') {
         return None;
     }
     let host = authority.host();
@@ -201,8 +216,8 @@ fn http_target(url: &str) -> Option<Target> {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => is_dns_name(host),
     };
-    let port = match rest.strip_prefix(host)? {
-        "" => 80,
+    let port = match text.strip_prefix(host)? {
+        "" => default_port,
         port => port
             .strip_prefix(':')?
             .parse::<u16>()
@@ -211,12 +226,9 @@ fn http_target(url: &str) -> Option<Target> {
                 *number != 0 && port.bytes().skip(1).all(|byte| byte.is_ascii_digit())
             })?,
     };
-    host_fits.then(|| Target {
-        endpoint: Endpoint::Tcp {
-            host: bare.unwrap_or(host).to_owned(),
-            port,
-        },
-        host: rest.to_owned(),
+    host_fits.then(|| HostPort {
+        host: bare.unwrap_or(host).to_owned(),
+        port,
     })
 }
 

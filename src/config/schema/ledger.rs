@@ -1,14 +1,10 @@
-//! `[ledger]`, `[outbound]` and `[log]`.
+//! `[ledger]` and `[log]`.
 
 use std::time::Duration;
 
 use super::SecretSource;
-use crate::config::problem::Problems;
 use crate::config::settings::LogFormat;
-use crate::config::tree::Node;
-use crate::config::value::{At, ByteSize, Field, FromNode, Table, table, words};
-use crate::net::ListenAddress;
-use crate::tiki::Family;
+use crate::config::value::{ByteSize, Field, Table, words};
 use tracing::level_filters::LevelFilter;
 
 pub(crate) struct Ledger {
@@ -70,34 +66,6 @@ words!(StoreWord {
     "postgres" => StoreWord::Postgres,
     "memory" => StoreWord::Memory,
 });
-
-/// `[outbound]`: its keys are known, and mean nothing yet.
-pub(crate) struct Outbound;
-
-impl FromNode for Outbound {
-    fn from_node(node: Node, problems: &mut Problems) -> Option<Self> {
-        table(node, problems, |table| {
-            table.field::<ListenAddress>("listen");
-            table.field::<Vec<At<Account>>>("accounts");
-            Self
-        })
-    }
-}
-
-/// One of `[[outbound.accounts]]`
-struct Account;
-
-impl FromNode for Account {
-    fn from_node(node: Node, problems: &mut Problems) -> Option<Self> {
-        table(node, problems, |table| {
-            table.field::<String>("client");
-            table.field::<String>("environment");
-            table.field::<String>("base_url");
-            table.field::<Family>("family");
-            Self
-        })
-    }
-}
 
 pub(crate) struct Log {
     pub(crate) format: Field<LogFormat>,

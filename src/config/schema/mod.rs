@@ -5,12 +5,14 @@
 
 mod clients;
 mod ledger;
+mod outbound;
 mod routes;
 mod server;
 mod upstreams;
 
 pub(crate) use clients::{Client, NotAfter, SecretEntry, SecretSource};
-pub(crate) use ledger::{Ledger, Log, Outbound, StoreWord};
+pub(crate) use ledger::{Ledger, Log, StoreWord};
+pub(crate) use outbound::{Account, Outbound};
 pub(crate) use routes::{
     Condition, Idempotency, MethodWord, Probe, Route, Scalar, Sign, SignedPath, Signs,
 };

@@ -30,6 +30,7 @@ pub(crate) struct Route {
     pub(crate) retry_statuses: Field<Vec<At<u64>>>,
     pub(crate) success_when: Field<Condition>,
     pub(crate) failed_when: Field<Condition>,
+    pub(crate) confirm: Field<bool>,
     pub(crate) idempotency: Field<Idempotency>,
 }
 
@@ -56,6 +57,7 @@ impl FromNode for Route {
             retry_statuses: table.field("retry_statuses"),
             success_when: table.field("success_when"),
             failed_when: table.field("failed_when"),
+            confirm: table.field("confirm"),
             idempotency: table.field("idempotency"),
         })
     }

@@ -22,8 +22,10 @@ fn the_defaults_are_the_documented_ones() {
         clients,
         routes,
         ledger,
+        outbound,
         log,
     } = settings(&good_but("listen = \"127.0.0.1:8080\"", ""));
+    assert!(outbound.is_none());
     assert_eq!(server.listen.to_string(), "0.0.0.0:8080");
     assert_eq!(server.max_connections, 10_000);
     assert_eq!(server.max_in_flight, 1024);
@@ -240,12 +242,6 @@ fn what_is_not_built_yet_says_what_to_do_instead() {
         (
             table_with("[upstreams.legacy]", "client_key = \"k\""),
             "upstreams.legacy.client_key",
-        ),
-        (
-            format!(
-                "{GOOD}[outbound]\nlisten = \"127.0.0.1:8090\"\n[[outbound.accounts]]\nclient = \"wallet\"\nenvironment = \"sandbox\"\nfamily = \"tikivip\"\n"
-            ),
-            "outbound",
         ),
     ] {
         let problem = only_error(&text, "not_available", key);

@@ -63,8 +63,6 @@ fn the_full_sample_and_the_document_name_every_key() {
         "{full}
 [server.tls]
 certificate = ''
-[outbound]
-accounts = [{{ client = '' }}]
 "
     );
     let words: HashSet<&str> = document

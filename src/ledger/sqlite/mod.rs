@@ -43,7 +43,7 @@ pub struct SqliteLedger {
 }
 
 struct Inner {
-    database: Database,
+    database: Arc<Database>,
     clock: Clock,
     live: Arc<LiveClaims>,
     sweep_clock: Arc<Mutex<SweepClock>>,
@@ -55,11 +55,14 @@ impl SqliteLedger {
     ///
     /// # Errors
     /// The file can't be written.
-    pub async fn open(database: Database, clock: Clock) -> Result<(Self, u64), LedgerError> {
+    pub async fn open(
+        database: impl Into<Arc<Database>>,
+        clock: Clock,
+    ) -> Result<(Self, u64), LedgerError> {
         let sweep_clock = SweepClock::new(clock.now(), clock.monotonic());
         let ledger = Self {
             inner: Arc::new(Inner {
-                database,
+                database: database.into(),
                 clock,
                 live: Arc::default(),
                 sweep_clock: Arc::new(Mutex::new(sweep_clock)),

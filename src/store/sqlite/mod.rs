@@ -32,6 +32,7 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod waiting;
 mod watermark;
 mod writer;
 
@@ -103,6 +104,11 @@ impl Database {
     /// Adds a job to the next batch. Its reply comes from the writer's thread.
     pub fn submit(&self, job: Box<dyn Job>) {
         self.writer.submit(job);
+    }
+
+    /// The same, behind all that is submitted without waiting.
+    pub fn submit_later(&self, job: Box<dyn Job>) {
+        self.writer.submit_later(job);
     }
 
     /// Runs a look on the reader's thread and gives what it says. A look sees what was committed

@@ -1,7 +1,7 @@
 //! The tables, and how a file of an older version gets them.
 //!
 //! For people with the plain `sqlite3` command there are views that show times as UTC text and bodies
-//! as text: `ledger`, `ledger_events` and `ledger_journal`.
+//! as text: `ledger`, `ledger_events`, `ledger_journal` and `notices`, which the outbox keeps.
 
 use rusqlite::Connection;
 
@@ -13,6 +13,15 @@ pub const VERSION: i32 = MIGRATIONS.len() as i32;
 
 /// Each step brings a file of the version before it to its own. Never changed once released.
 const MIGRATIONS: &[&str] = &[FIRST];
+
+/// The tables in a database of their own, for an outbox that lasts as long as its process.
+pub fn in_memory() -> rusqlite::Result<Connection> {
+    let connection = Connection::open_in_memory()?;
+    MIGRATIONS
+        .iter()
+        .try_for_each(|step| connection.execute_batch(step))?;
+    Ok(connection)
+}
 
 /// Times are microseconds since 1970 in UTC; hashes are the first 8 bytes of SHA-256.
 ///
@@ -108,6 +117,60 @@ CREATE TABLE journal (
     reason TEXT
 ) STRICT;
 
+CREATE TABLE outbox (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    client TEXT NOT NULL,
+    base_url TEXT NOT NULL,
+    tiki_transaction_id TEXT NOT NULL,
+    transaction_id TEXT NOT NULL,
+    status TEXT NOT NULL,
+    amount TEXT NOT NULL,
+    state TEXT NOT NULL,
+    step TEXT NOT NULL,
+    place INTEGER NOT NULL,
+    tries INTEGER NOT NULL,
+    asks INTEGER NOT NULL,
+    maybe_taken INTEGER NOT NULL,
+    refusal TEXT,
+    flight INTEGER NOT NULL,
+    flying_until INTEGER,
+    next_at INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    opened_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    outcome TEXT,
+    tell_at INTEGER,
+    tellings INTEGER NOT NULL,
+    held INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    events TEXT NOT NULL,
+    body BLOB NOT NULL
+) STRICT;
+
+CREATE UNIQUE INDEX outbox_by_message ON outbox (tiki_transaction_id, transaction_id, client, status);
+CREATE INDEX outbox_due ON outbox (next_at) WHERE state = 'pending' AND held = 0;
+CREATE INDEX outbox_over ON outbox (updated_at) WHERE state <> 'pending';
+CREATE INDEX outbox_to_tell ON outbox (tell_at) WHERE tell_at IS NOT NULL;
+
+CREATE TABLE outbox_accounts (
+    client TEXT NOT NULL,
+    base_url TEXT NOT NULL,
+    PRIMARY KEY (client, base_url)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE outbox_total (only INTEGER PRIMARY KEY CHECK (only = 1), bytes INTEGER NOT NULL) STRICT;
+INSERT INTO outbox_total VALUES (1, 0);
+CREATE TRIGGER outbox_grows AFTER INSERT ON outbox BEGIN
+    UPDATE outbox_total SET bytes = bytes + new.size;
+END;
+CREATE TRIGGER outbox_changes AFTER UPDATE OF size ON outbox WHEN new.size <> old.size BEGIN
+    UPDATE outbox_total SET bytes = bytes + new.size - old.size;
+END;
+CREATE TRIGGER outbox_shrinks AFTER DELETE ON outbox BEGIN
+    UPDATE outbox_total SET bytes = bytes - old.size;
+END;
+
 CREATE VIEW ledger AS SELECT
     'rec-' || id AS id,
     state, route, namespace, client, message AS key, attempt, version, policy AS on_unknown,
@@ -133,6 +196,16 @@ CREATE VIEW ledger_events AS SELECT
 CREATE VIEW ledger_journal AS SELECT
     strftime('%Y-%m-%dT%H:%M:%fZ', at / 1e6, 'unixepoch') AS at, what, by, reason
     FROM journal;
+
+CREATE VIEW notices AS SELECT
+    'out-' || id AS id,
+    state, step, client, base_url, tiki_transaction_id, transaction_id, status, amount, tries, asks,
+    maybe_taken, outcome,
+    strftime('%Y-%m-%dT%H:%M:%fZ', created_at / 1e6, 'unixepoch') AS created_at,
+    strftime('%Y-%m-%dT%H:%M:%fZ', updated_at / 1e6, 'unixepoch') AS updated_at,
+    strftime('%Y-%m-%dT%H:%M:%fZ', next_at / 1e6, 'unixepoch') AS next_at,
+    CAST(body AS TEXT) AS body
+    FROM outbox;
 ";
 
 /// Brings the file to [`VERSION`], in one transaction. The file's version is not above it.

@@ -16,6 +16,7 @@ use super::checkpoint::Checkpointer;
 use super::file::{Hold, ProcessLock};
 use super::meta::Meta;
 use super::open::{self, OpenError, Opening, Options};
+use super::waiting::{Order, Waiting};
 use super::watermark::Watermark;
 use super::{Opened, Shared, StoreError, gone, lock};
 use crate::failpoint;
@@ -24,7 +25,7 @@ use crate::failpoint;
 pub(super) const BATCH: usize = 256;
 
 /// Jobs that may wait; more are refused. Calls in flight are bounded before this is reached.
-const QUEUE: usize = 16_384;
+pub(super) const QUEUE: usize = 16_384;
 
 /// Memory for pages of the file, while it is small and once it is large.
 ///
@@ -84,11 +85,6 @@ impl Batch<'_> {
     }
 }
 
-enum Order {
-    Run(Box<dyn Job>),
-    Close(oneshot::Sender<()>),
-}
-
 pub(super) struct Writer {
     queue: SyncSender<Order>,
     /// What came after the close, or found the queue full, is failed here.
@@ -136,7 +132,15 @@ impl Writer {
     }
 
     pub(super) fn submit(&self, job: Box<dyn Job>) {
-        let (order, error) = match self.queue.try_send(Order::Run(job)) {
+        self.order(Order::Run(job));
+    }
+
+    pub(super) fn submit_later(&self, job: Box<dyn Job>) {
+        self.order(Order::RunLater(job));
+    }
+
+    fn order(&self, order: Order) {
+        let (order, error) = match self.queue.try_send(order) {
             Ok(()) => return,
             Err(TrySendError::Full(order)) => (
                 order,
@@ -144,7 +148,7 @@ impl Writer {
             ),
             Err(TrySendError::Disconnected(order)) => (order, gone()),
         };
-        if let Order::Run(job) = order {
+        if let Order::Run(job) | Order::RunLater(job) = order {
             // It never ran: there is nothing to undo.
             job.failed(&error);
         }
@@ -185,37 +189,34 @@ struct Work {
 
 impl Work {
     fn run(mut self, orders: &Receiver<Order>) {
+        let mut waiting = Waiting::default();
         loop {
-            let order = match orders.recv_timeout(self.wait()) {
-                Ok(order) => order,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.idle();
-                    continue;
-                }
-                Err(RecvTimeoutError::Disconnected) => break,
-            };
-            let mut jobs = Vec::new();
-            let mut close = None;
-            let mut next = Some(order);
-            while let Some(order) = next.take() {
-                match order {
-                    Order::Run(job) => jobs.push(job),
-                    Order::Close(tell) => close = Some(tell),
-                }
-                if jobs.len() < BATCH && close.is_none() {
-                    next = orders.try_recv().ok();
+            if waiting.is_empty() {
+                match orders.recv_timeout(self.wait()) {
+                    Ok(order) => waiting.add(order),
+                    Err(RecvTimeoutError::Timeout) => {
+                        self.idle();
+                        continue;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => break,
                 }
             }
+            while waiting.takes_more()
+                && let Ok(order) = orders.try_recv()
+            {
+                waiting.add(order);
+            }
+            let jobs = waiting.batch();
             if !jobs.is_empty() {
                 self.batch(jobs);
             }
-            if let Some(tell) = close {
+            if let Some(tell) = waiting.closed() {
                 self.end();
                 // Given back before the reply: whoever waits may open the file again.
                 drop(self);
                 let _ = tell.send(());
                 for order in orders.try_iter() {
-                    if let Order::Run(job) = order {
+                    if let Order::Run(job) | Order::RunLater(job) = order {
                         job.failed(&gone());
                     }
                 }

@@ -404,7 +404,11 @@ impl Control for Hand {
         self.readiness.lock().unwrap().phase = Phase::Draining;
     }
 
-    fn render_metrics(&self, ledger: Option<&Stats>) -> String {
+    fn render_metrics(
+        &self,
+        ledger: Option<&Stats>,
+        _: Option<tikigate::outbound::outbox::Stats>,
+    ) -> String {
         match ledger {
             Some(stats) => format!("records {:?}\n", stats.records),
             None => "no ledger\n".to_owned(),

@@ -1,0 +1,170 @@
+//! The outbound direction: a thread with the listener, the way to Tiki, and the courier of the outbox.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use crate::clock::Clock;
+use crate::config::{self, Delivery, Settings};
+use crate::gate::Common;
+use crate::outbound::outbox::{Courier, MemoryOutbox, Outbox, SqliteOutbox, StoreFault};
+use crate::outbound::{Accounts, Listener, Tiki};
+use crate::server;
+
+use super::StartError;
+use super::drain::Life;
+use super::ledger::{Backing, block_on};
+
+/// Connections for each call that may be handled at once: most of a backend's are idle.
+const CONNECTIONS: usize = 4;
+
+/// What the thread needs.
+pub(super) struct Outbound {
+    settings: Arc<config::Outbound>,
+    accounts: Accounts,
+    common: Arc<Common>,
+    clock: Clock,
+    listener: server::Listener,
+    limits: server::Limits,
+    body_timeout: std::time::Duration,
+    connections: Arc<server::Shared>,
+    outbox: Option<Arc<dyn Outbox>>,
+    life: Arc<Life>,
+}
+
+/// What others need of it.
+#[derive(Clone)]
+pub(super) struct Handle {
+    pub(super) address: crate::net::ListenAddress,
+    pub(super) connections: Arc<server::Shared>,
+    pub(super) outbox: Option<Arc<dyn Outbox>>,
+    /// Looks into the outbox again.
+    pub(super) wake: Arc<Notify>,
+}
+
+impl Outbound {
+    /// Opens the outbox and binds the listener; none where the direction is off.
+    pub(super) fn prepare(
+        settings: &Settings,
+        common: &Arc<Common>,
+        backing: &Backing,
+        clock: &Clock,
+        life: &Arc<Life>,
+    ) -> Result<Option<Self>, StartError> {
+        let (Some(outbound), Some(accounts)) = (&settings.outbound, common.accounts()) else {
+            return Ok(None);
+        };
+        let outbox = match outbound.delivery {
+            Delivery::Outbox => Some(open(outbound, accounts, backing, clock)?),
+            Delivery::Direct => None,
+        };
+        let listener = server::bind(&outbound.listen, 1)?
+            .pop()
+            .ok_or_else(|| StartError::Settings("outbound.listen gave no listener".to_owned()))?;
+        let most = outbound.max_in_flight.saturating_mul(CONNECTIONS);
+        Ok(Some(Self {
+            settings: Arc::clone(outbound),
+            accounts: accounts.clone(),
+            common: Arc::clone(common),
+            clock: clock.clone(),
+            listener,
+            limits: server::Limits::from(&settings.server),
+            body_timeout: settings.server.body_timeout,
+            connections: Arc::new(server::Shared::new(most)),
+            outbox,
+            life: Arc::clone(life),
+        }))
+    }
+
+    pub(super) fn handle(&self) -> Handle {
+        Handle {
+            address: self.listener.local_address(),
+            connections: Arc::clone(&self.connections),
+            outbox: self.outbox.clone(),
+            wake: Arc::default(),
+        }
+    }
+
+    /// Serves and delivers until the drain is over.
+    pub(super) async fn run(self, handle: Handle) {
+        let tiki = Arc::new(Tiki::new(
+            self.accounts,
+            self.clock,
+            self.settings.timeout,
+            self.settings.answer_limit,
+        ));
+        let metrics = self.common.outbound_metrics();
+        let listener = Listener::new(
+            Arc::clone(&self.settings),
+            self.body_timeout,
+            Arc::clone(&tiki),
+            self.outbox.clone(),
+            Arc::clone(&handle.wake),
+            Arc::clone(metrics),
+        );
+        let courier = self.outbox.map(|outbox| {
+            let stops = [self.life.draining(), self.life.abort()];
+            let settings = &self.settings.outbox;
+            Courier::new(
+                tiki,
+                outbox,
+                settings,
+                Arc::clone(metrics),
+                handle.wake,
+                stops,
+            )
+        });
+        let delivering = async {
+            if let Some(courier) = courier {
+                courier.run().await;
+            }
+        };
+        let serving = async {
+            let served = server::serve(
+                self.listener,
+                self.limits,
+                self.connections,
+                listener.service(),
+                self.life.closing(),
+                self.life.abort(),
+            );
+            if let Err(error) = served.await {
+                tracing::error!(%error, "the outbound listener can't serve");
+            }
+        };
+        tokio::join!(delivering, serving);
+    }
+}
+
+fn open(
+    outbound: &config::Outbound,
+    accounts: &Accounts,
+    backing: &Backing,
+    clock: &Clock,
+) -> Result<Arc<dyn Outbox>, StartError> {
+    let fault = |error: StoreFault| StartError::Ledger(error.to_string());
+    let settings = &outbound.outbox;
+    match backing {
+        Backing::Memory => {
+            let outbox = MemoryOutbox::new(settings, accounts, clock.clone()).map_err(fault)?;
+            Ok(Arc::new(outbox))
+        }
+        Backing::Sqlite(database) => {
+            let opening =
+                SqliteOutbox::open(Arc::clone(database), settings, accounts, clock.clone());
+            let (outbox, lapsed) = block_on(opening)?.map_err(fault)?;
+            if lapsed > 0 {
+                tracing::warn!(
+                    tikigate.lapsed = lapsed,
+                    "payment notices were being sent when the gate ended last: they are sent again"
+                );
+            }
+            Ok(Arc::new(outbox))
+        }
+        Backing::Postgres => Err(StartError::Settings(
+            "the outbox in PostgreSQL is not available in this version: write delivery = \"direct\" \
+             under [outbound]"
+                .to_owned(),
+        )),
+    }
+}

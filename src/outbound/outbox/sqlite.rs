@@ -1,0 +1,400 @@
+//! The outbox in the ledger's SQLite file, and in memory.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+use super::rows;
+use super::rules::{MAY_BEGIN, Policy};
+use super::types::{
+    Accepted, Delivery, DeliveryId, Filter, Flight, Page, Posting, Report, Stats, StoreFault,
+    Taken, Tidings, Word, WordFault,
+};
+use super::{Outbox, Reply};
+use crate::clock::Clock;
+use crate::config;
+use crate::outbound::Accounts;
+use crate::store::sqlite::{Batch, Database, Job, StoreError, schema};
+
+type Sql<T> = rusqlite::Result<T>;
+
+/// What holds for every delivery.
+#[derive(Clone)]
+pub(super) struct Terms {
+    pub(super) policy: Policy,
+    pub(super) max_bytes: usize,
+    pub(super) keep: Duration,
+    pub(super) clock: Clock,
+}
+
+impl Terms {
+    pub(super) fn new(outbox: &config::Outbox, clock: Clock) -> Self {
+        Self {
+            policy: Policy {
+                retry_after: outbox.retry_after,
+                longest_pause: outbox.longest_pause,
+                give_up_after: outbox.give_up_after,
+                tells: outbox.notify.is_some(),
+            },
+            max_bytes: outbox.max_bytes,
+            keep: outbox.keep,
+            clock,
+        }
+    }
+
+    /// In whole microseconds, as times are kept.
+    pub(super) fn now(&self) -> SystemTime {
+        rows::time(rows::micros(self.clock.now()))
+    }
+
+    pub(super) fn tidings(&self, generation: u64) -> Tidings {
+        Tidings {
+            now: self.now(),
+            generation,
+            // Without random numbers the pauses are all alike, which is worse, but not wrong.
+            chance: f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX),
+        }
+    }
+}
+
+/// The accounts that deliveries may be pinned to.
+pub(super) fn pins(accounts: &Accounts) -> Vec<(String, String)> {
+    let accounts = accounts.iter();
+    accounts
+        .map(|account| (account.id.to_string(), account.base_url.to_string()))
+        .collect()
+}
+
+/// In the file of the ledger. What is written here goes behind what inbound calls write.
+pub struct SqliteOutbox {
+    database: Arc<Database>,
+    terms: Terms,
+}
+
+impl SqliteOutbox {
+    /// The outbox of this file. Says how many deliveries were being tried when its process ended.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub async fn open(
+        database: Arc<Database>,
+        outbox: &config::Outbox,
+        accounts: &Accounts,
+        clock: Clock,
+    ) -> Result<(Self, u64), StoreFault> {
+        let outbox = Self {
+            database,
+            terms: Terms::new(outbox, clock),
+        };
+        let pins = pins(accounts);
+        let lapsed =
+            outbox.run(move |scope| rows::begin(scope.connection, &pins, scope.tidings.now));
+        let lapsed = lapsed.await?;
+        Ok((outbox, lapsed))
+    }
+
+    fn run<T: Send + Unpin + 'static>(
+        &self,
+        work: impl FnOnce(&Scope<'_>) -> Sql<T> + Send + 'static,
+    ) -> Reply<Result<T, StoreFault>> {
+        self.run_with_undo(work, |_, _| None)
+    }
+
+    fn run_with_undo<T: Send + Unpin + 'static>(
+        &self,
+        work: impl FnOnce(&Scope<'_>) -> Sql<T> + Send + 'static,
+        undo: impl FnOnce(T, &Terms) -> Option<Box<dyn Job>> + Send + 'static,
+    ) -> Reply<Result<T, StoreFault>> {
+        let (tell, told) = oneshot::channel();
+        let task = Task {
+            work: Some(work),
+            done: None,
+            tell: Some(tell),
+            undo: Some(undo),
+            terms: self.terms.clone(),
+        };
+        self.database.submit_later(Box::new(task));
+        Reply::waiting(async move { told.await.unwrap_or_else(|_| Err(lost())) })
+    }
+
+    fn look<T: Send + Unpin + 'static>(
+        &self,
+        look: impl FnOnce(&Connection) -> Sql<T> + Send + 'static,
+    ) -> Reply<Result<T, StoreFault>> {
+        let seen = self.database.look(look);
+        Reply::waiting(async move { seen.await.map_err(|error| StoreFault(error.0)) })
+    }
+}
+
+fn lost() -> StoreFault {
+    StoreFault("the store's writer has ended".to_owned())
+}
+
+/// The transaction that a task works in.
+pub(super) struct Scope<'c> {
+    connection: &'c Connection,
+    tidings: Tidings,
+}
+
+/// A piece of work within a batch, and how it is undone when the batch fails.
+struct Task<T, W, U> {
+    work: Option<W>,
+    done: Option<T>,
+    tell: Option<oneshot::Sender<Result<T, StoreFault>>>,
+    undo: Option<U>,
+    terms: Terms,
+}
+
+impl<T, W, U> Job for Task<T, W, U>
+where
+    T: Send,
+    W: FnOnce(&Scope<'_>) -> Sql<T> + Send,
+    U: FnOnce(T, &Terms) -> Option<Box<dyn Job>> + Send,
+{
+    fn run(&mut self, batch: &mut Batch<'_>) -> Sql<()> {
+        if let Some(work) = self.work.take() {
+            let before = changes(batch.connection);
+            let scope = Scope {
+                connection: batch.connection,
+                tidings: self.terms.tidings(batch.meta.generation),
+            };
+            self.done = Some(work(&scope)?);
+            if changes(batch.connection) != before {
+                batch.wrote();
+            }
+        }
+        Ok(())
+    }
+
+    fn committed(self: Box<Self>) {
+        if let (Some(tell), Some(done)) = (self.tell, self.done) {
+            // Whoever asked may have gone; what was done stays done.
+            let _ = tell.send(Ok(done));
+        }
+    }
+
+    fn failed(self: Box<Self>, error: &StoreError) -> Option<Box<dyn Job>> {
+        if let Some(tell) = self.tell {
+            let _ = tell.send(Err(StoreFault(error.0.clone())));
+        }
+        match (self.undo, self.done) {
+            (Some(undo), Some(done)) => undo(done, &self.terms),
+            _ => None,
+        }
+    }
+}
+
+/// Rows changed so far by this connection.
+fn changes(connection: &Connection) -> u64 {
+    connection.total_changes()
+}
+
+/// Gives flights back that nobody was told of; comes back until it could be carried out.
+struct GiveBack(Vec<Flight>);
+
+impl Job for GiveBack {
+    fn run(&mut self, batch: &mut Batch<'_>) -> Sql<()> {
+        rows::give_back(batch.connection, &self.0)?;
+        batch.wrote();
+        Ok(())
+    }
+
+    fn committed(self: Box<Self>) {}
+
+    fn failed(self: Box<Self>, _: &StoreError) -> Option<Box<dyn Job>> {
+        Some(self)
+    }
+}
+
+fn flights(taken: Vec<Delivery>, began: Instant) -> Vec<Flight> {
+    let valid_until = began + MAY_BEGIN;
+    let flight = |delivery| Flight {
+        delivery,
+        valid_until,
+    };
+    taken.into_iter().map(flight).collect()
+}
+
+impl Outbox for SqliteOutbox {
+    fn post(&self, posting: Posting) -> Reply<Result<Accepted, StoreFault>> {
+        let max_bytes = self.terms.max_bytes;
+        self.run(move |scope| {
+            let posted = rows::post(scope.connection, &posting, max_bytes, scope.tidings)?;
+            Ok(posted.0)
+        })
+    }
+
+    fn take(&self, limit: usize) -> Reply<Result<Taken, StoreFault>> {
+        let began = Instant::now();
+        self.run_with_undo(
+            move |scope| {
+                let due = rows::take(scope.connection, limit, scope.tidings)?;
+                Ok(Taken {
+                    flights: flights(due.taken, began),
+                    next_in: due.next_in,
+                })
+            },
+            |taken, _| match taken.flights.is_empty() {
+                true => None,
+                false => Some(Box::new(GiveBack(taken.flights)) as Box<dyn Job>),
+            },
+        )
+    }
+
+    fn record(&self, flight: Flight, report: Report) -> Reply<Result<Delivery, StoreFault>> {
+        let policy = self.terms.policy;
+        self.run(move |scope| {
+            let recorded = rows::record(scope.connection, &flight, &report, policy, scope.tidings)?;
+            Ok(recorded.unwrap_or(flight.delivery))
+        })
+    }
+
+    fn give_back(&self, flights: Vec<Flight>) -> Reply<Result<(), StoreFault>> {
+        self.run(move |scope| rows::give_back(scope.connection, &flights))
+    }
+
+    fn to_tell(&self, limit: usize) -> Reply<Result<Vec<Delivery>, StoreFault>> {
+        let now = self.terms.now();
+        self.look(move |connection| rows::to_tell(connection, limit, now))
+    }
+
+    fn told(&self, id: DeliveryId, heard: bool) -> Reply<Result<(), StoreFault>> {
+        let policy = self.terms.policy;
+        self.run(move |scope| rows::told(scope.connection, id, heard, policy, scope.tidings))
+    }
+
+    fn get(&self, id: DeliveryId) -> Reply<Result<Option<Delivery>, StoreFault>> {
+        self.look(move |connection| rows::get(connection, id))
+    }
+
+    fn list(&self, filter: Filter) -> Reply<Result<Page, StoreFault>> {
+        self.look(move |connection| rows::list(connection, &filter))
+    }
+
+    fn word(&self, id: DeliveryId, word: Word) -> Reply<Result<Delivery, WordFault>> {
+        let said = self.run(move |scope| rows::word(scope.connection, id, &word, scope.tidings));
+        Reply::waiting(async move { said.await? })
+    }
+
+    fn stats(&self) -> Reply<Result<Stats, StoreFault>> {
+        let now = self.terms.now();
+        self.look(move |connection| rows::stats(connection, now))
+    }
+
+    fn sweep(&self, limit: usize) -> Reply<Result<u64, StoreFault>> {
+        let keep = self.terms.keep;
+        self.run(move |scope| {
+            let before = scope.tidings.now.checked_sub(keep);
+            let before = before.unwrap_or(SystemTime::UNIX_EPOCH);
+            rows::sweep(scope.connection, before, limit)
+        })
+    }
+}
+
+/// In this process; lost at its exit.
+pub struct MemoryOutbox {
+    connection: Mutex<Connection>,
+    terms: Terms,
+}
+
+impl MemoryOutbox {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn new(
+        outbox: &config::Outbox,
+        accounts: &Accounts,
+        clock: Clock,
+    ) -> Result<Self, StoreFault> {
+        let terms = Terms::new(outbox, clock);
+        let connection = schema::in_memory().map_err(fault)?;
+        rows::begin(&connection, &pins(accounts), terms.now()).map_err(fault)?;
+        Ok(Self {
+            connection: Mutex::new(connection),
+            terms,
+        })
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&Connection, Tidings) -> Sql<T>) -> Result<T, StoreFault> {
+        let connection = self.connection.lock();
+        let connection = connection.unwrap_or_else(PoisonError::into_inner);
+        // Half of a change would stay after a fault in its middle.
+        let transaction = connection.unchecked_transaction().map_err(fault)?;
+        let done = work(&transaction, self.terms.tidings(1)).map_err(fault)?;
+        transaction.commit().map_err(fault)?;
+        Ok(done)
+    }
+}
+
+fn fault(error: rusqlite::Error) -> StoreFault {
+    StoreFault(error.to_string())
+}
+
+impl Outbox for MemoryOutbox {
+    fn post(&self, posting: Posting) -> Reply<Result<Accepted, StoreFault>> {
+        let max_bytes = self.terms.max_bytes;
+        let posted =
+            self.with(|connection, tidings| rows::post(connection, &posting, max_bytes, tidings));
+        Reply::ready(posted.map(|posted| posted.0))
+    }
+
+    fn take(&self, limit: usize) -> Reply<Result<Taken, StoreFault>> {
+        let began = Instant::now();
+        let due = self.with(|connection, tidings| rows::take(connection, limit, tidings));
+        Reply::ready(due.map(|due| Taken {
+            flights: flights(due.taken, began),
+            next_in: due.next_in,
+        }))
+    }
+
+    fn record(&self, flight: Flight, report: Report) -> Reply<Result<Delivery, StoreFault>> {
+        let policy = self.terms.policy;
+        let recorded = self.with(|connection, tidings| {
+            rows::record(connection, &flight, &report, policy, tidings)
+        });
+        Reply::ready(recorded.map(|recorded| recorded.unwrap_or(flight.delivery)))
+    }
+
+    fn give_back(&self, flights: Vec<Flight>) -> Reply<Result<(), StoreFault>> {
+        Reply::ready(self.with(|connection, _| rows::give_back(connection, &flights)))
+    }
+
+    fn to_tell(&self, limit: usize) -> Reply<Result<Vec<Delivery>, StoreFault>> {
+        Reply::ready(self.with(|connection, tidings| rows::to_tell(connection, limit, tidings.now)))
+    }
+
+    fn told(&self, id: DeliveryId, heard: bool) -> Reply<Result<(), StoreFault>> {
+        let policy = self.terms.policy;
+        Reply::ready(
+            self.with(|connection, tidings| rows::told(connection, id, heard, policy, tidings)),
+        )
+    }
+
+    fn get(&self, id: DeliveryId) -> Reply<Result<Option<Delivery>, StoreFault>> {
+        Reply::ready(self.with(|connection, _| rows::get(connection, id)))
+    }
+
+    fn list(&self, filter: Filter) -> Reply<Result<Page, StoreFault>> {
+        Reply::ready(self.with(|connection, _| rows::list(connection, &filter)))
+    }
+
+    fn word(&self, id: DeliveryId, word: Word) -> Reply<Result<Delivery, WordFault>> {
+        let said = self.with(|connection, tidings| rows::word(connection, id, &word, tidings));
+        Reply::ready(said.map_err(WordFault::from).and_then(|said| said))
+    }
+
+    fn stats(&self) -> Reply<Result<Stats, StoreFault>> {
+        Reply::ready(self.with(|connection, tidings| rows::stats(connection, tidings.now)))
+    }
+
+    fn sweep(&self, limit: usize) -> Reply<Result<u64, StoreFault>> {
+        let keep = self.terms.keep;
+        Reply::ready(self.with(|connection, tidings| {
+            let before = tidings.now.checked_sub(keep);
+            rows::sweep(connection, before.unwrap_or(SystemTime::UNIX_EPOCH), limit)
+        }))
+    }
+}
