@@ -41,7 +41,7 @@ use readiness::QuarantineSeen;
 pub struct App {
     address: ListenAddress,
     admin_address: ListenAddress,
-    outbound_address: Option<ListenAddress>,
+    outbound: Option<outbound::Handle>,
     life: Arc<Life>,
     common: Arc<Common>,
     ledger: Arc<dyn Ledger>,
@@ -138,9 +138,6 @@ impl App {
             };
             threads.push(spawn(format!("worker-{number}"), worker.run())?);
         }
-        let outbound_address = outbound_handle
-            .as_ref()
-            .map(|handle| handle.address.clone());
         if let (Some(outbound), Some(handle)) = (outbound, outbound_handle.clone()) {
             threads.push(spawn("outbound".to_owned(), outbound.run(handle))?);
         }
@@ -156,7 +153,7 @@ impl App {
             ledger: Arc::clone(&ledger),
             metrics,
             connections,
-            outbound: outbound_handle,
+            outbound: outbound_handle.clone(),
             quarantine: Arc::new(QuarantineSeen::default()),
         };
         let admin_settings = AdminSettings {
@@ -170,7 +167,7 @@ impl App {
         Ok(Self {
             address,
             admin_address,
-            outbound_address,
+            outbound: outbound_handle,
             life,
             common,
             ledger,
@@ -190,7 +187,14 @@ impl App {
 
     /// Where the backend's calls to Tiki arrive, if they do.
     pub fn outbound_address(&self) -> Option<&ListenAddress> {
-        self.outbound_address.as_ref()
+        self.outbound.as_ref().map(|outbound| &outbound.address)
+    }
+
+    /// Looks into the outbox again, for whoever moved its clock.
+    pub fn look_into_outbox(&self) {
+        if let Some(outbound) = &self.outbound {
+            outbound.wake.notify_one();
+        }
     }
 
     /// The ledger.

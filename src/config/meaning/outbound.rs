@@ -70,6 +70,13 @@ pub(crate) fn outbound(
         confirm_rate,
     } = value;
     let listen = listen.or(ListenAddress::Tcp(([127, 0, 0, 1], 8090).into()));
+    let listen = At {
+        place: listen.place,
+        value: match listen.value {
+            ListenAddress::Unix(path) => ListenAddress::Unix(context.base.join(path)),
+            tcp @ ListenAddress::Tcp(_) => tcp,
+        },
+    };
     let has_token = !token.is_absent();
     let token = read_token(token, context);
     let trust = TrustSource::read(ca, context);

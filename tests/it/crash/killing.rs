@@ -107,7 +107,7 @@ async fn lives(plan: Plan, steps: &[&'static str], kills: u64) -> Reckoning {
 }
 
 /// Of a thing that is done so often in a usual run, how often it is done in this one.
-pub(super) fn scaled(usual: u64) -> u64 {
+pub(crate) fn scaled(usual: u64) -> u64 {
     match std::env::var(KILLS) {
         Ok(text) => {
             let kills: u64 = text.parse().expect("TIKIGATE_KILLS is a number");

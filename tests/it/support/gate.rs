@@ -138,12 +138,17 @@ impl TestGate {
 
     /// With another one. The secrets' files are there; relative paths are relative to their directory.
     pub(crate) async fn with(toml: &str) -> Self {
+        Self::at(toml, start_time()).await
+    }
+
+    /// The same, with a clock that starts at another time.
+    pub(crate) async fn at(toml: &str, start: SystemTime) -> Self {
         let directory = tempfile::tempdir().unwrap();
         write_private(&directory, "secret", SECRET);
         write_private(&directory, "other-secret", OTHER_SECRET);
         let loaded = config::load_text(toml, "test.toml", directory.path(), &[])
             .unwrap_or_else(|problems| panic!("{problems:#?}"));
-        let (clock, hands) = Clock::manual(start_time());
+        let (clock, hands) = Clock::manual(start);
         let lines = Lines::default();
         let log = LogHandle::to(
             &loaded.settings.log,
@@ -184,6 +189,16 @@ impl TestGate {
     /// The gate's time.
     pub(crate) fn now(&self) -> SystemTime {
         self.clock.now()
+    }
+
+    /// The gate's clock.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Where the backend's calls to Tiki go.
+    pub(crate) fn outbound_address(&self) -> &ListenAddress {
+        self.app().outbound_address().unwrap()
     }
 
     /// Moves the gate's time.
