@@ -27,7 +27,7 @@ impl From<&TransactionIpn<'_>> for Expected {
         Self {
             tiki_transaction_id: message.tiki_transaction_id.clone().into_owned(),
             transaction_id: message.transaction_id.clone().into_owned(),
-            amount: message.transaction_amount.clone(),
+            amount: message.transaction_amount,
             status: message.status.unwrap_or(TransactionStatus::Success),
         }
     }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use tikigate::cli::{check, demo, drain, ledger, probe, serve, sign, verify};
+use tikigate::cli::{check, demo, drain, ledger, outbox, probe, serve, sign, verify};
 use tikigate::gate::Refusal;
 
 use self::markdown::{Block, anchors, blocks, links, table_rows};
@@ -26,6 +26,7 @@ enum CommandLine {
     Sign(sign::Args),
     Verify(verify::Args),
     Ledger(ledger::Args),
+    Outbox(outbox::Args),
     Drain(drain::Args),
     Probe(probe::Args),
     Demo(demo::Args),

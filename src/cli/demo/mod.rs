@@ -1,10 +1,11 @@
-//! `tikigate demo`: a gate, a small legacy backend, and Tiki's calls against them, told line by line.
+//! `tikigate demo`: a gate between a small legacy backend and a stand-in for Tiki, told line by line.
 //!
 //! Nothing is played: the gate is the one that `serve` runs, from a configuration file, on real
 //! sockets, and the ledger commands are this very binary. Each line says what was sent and what came
 //! back, and the demo fails when that is not what it should be.
 
 mod legacy;
+mod outbound;
 mod stage;
 mod tiki_caller;
 
@@ -16,11 +17,12 @@ use anyhow::{Context, anyhow, bail, ensure};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit;
+use super::fake_tiki::FakeTiki;
 use legacy::Legacy;
 use stage::Stage;
 use tiki_caller::{Reply, TikiCaller};
 
-/// Show a gate at work: signed, forged, repeated and late calls against a small legacy backend
+/// Show a gate at work: signed, forged, repeated and late calls of Tiki, and a backend's own calls to it
 ///
 /// One command, no set-up. The gate stays up afterwards, until Ctrl-C, for calls of your own.
 #[derive(Clone, Debug, clap::Args)]
@@ -57,10 +59,13 @@ fn play(args: &Args) -> anyhow::Result<()> {
     let legacy = runtime
         .block_on(Legacy::start())
         .context("the legacy backend can't start")?;
-    let mut stage = Stage::set(legacy.address()).context("the gate can't start")?;
+    let tiki = runtime
+        .block_on(outbound::start_tiki())
+        .context("the stand-in for Tiki can't start")?;
+    let mut stage = Stage::set(legacy.address(), tiki.address()).context("the gate can't start")?;
     let told = runtime.block_on(async {
         tokio::select! {
-            told = tell(&mut stage, &legacy) => told,
+            told = tell(&mut stage, &legacy, &tiki) => told,
             () = end.asked_for() => Err(anyhow!("it was interrupted")),
         }
     });
@@ -95,7 +100,7 @@ impl End {
 }
 
 /// The story. Each scene says what it shows, does it, and checks what came back.
-async fn tell(stage: &mut Stage, legacy: &Legacy) -> anyhow::Result<()> {
+async fn tell(stage: &mut Stage, legacy: &Legacy, fake: &FakeTiki) -> anyhow::Result<()> {
     let tiki = TikiCaller::new(stage.url());
     say(&format!(
         "The gate listens on {}, the legacy backend behind it on {}.",
@@ -230,6 +235,7 @@ async fn tell(stage: &mut Stage, legacy: &Legacy) -> anyhow::Result<()> {
         legacy.refunds("R-3-dies")
     ));
     tell_of_the_kill(stage, legacy, &tiki).await?;
+    outbound::tell(stage, fake).await?;
     say("\nThat was the demo: every call ended as it should.");
     Ok(())
 }
@@ -310,6 +316,10 @@ fn stay_up(stage: &Stage) {
     say("\nThe gate stays up until Ctrl-C. In another terminal, a signed call of your own:\n");
     say(&format!("  {}\n", stage.example()));
     say(&format!("Its ledger: {}", stage.list_command()));
+    say(&format!(
+        "A plain call of your own to Tiki:\n\n  {}\n",
+        stage.plain_example()
+    ));
 }
 
 fn say(line: &str) {

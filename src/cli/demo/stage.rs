@@ -29,21 +29,28 @@ pub(super) struct Stage {
     backend: SocketAddr,
     listen: SocketAddr,
     admin: SocketAddr,
+    outbound: SocketAddr,
+    tiki: SocketAddr,
     url: String,
     admin_url: String,
 }
 
 impl Stage {
-    /// Writes the configuration and starts the gate in front of `backend`.
-    pub(super) fn set(backend: SocketAddr) -> anyhow::Result<Self> {
+    /// Writes the configuration and starts the gate between `backend` and `tiki`.
+    pub(super) fn set(backend: SocketAddr, tiki: SocketAddr) -> anyhow::Result<Self> {
         let directory = make_directory()?;
         fs::write(directory.join("tikigate.toml"), CONFIG)?;
         fs::create_dir(directory.join("secrets"))?;
         write_secret(&directory.join(SECRET_FILE), SECRET)?;
         let listen = free_address()?;
         let admin = free_address()?;
+        let outbound = free_address()?;
         let program = std::env::current_exe().context("this program's path")?;
-        let gate = launch(&program, &directory, [listen, admin, backend])?;
+        let gate = launch(
+            &program,
+            &directory,
+            [listen, admin, outbound, backend, tiki],
+        )?;
         let mut stage = Self {
             program,
             directory,
@@ -51,6 +58,8 @@ impl Stage {
             backend,
             listen,
             admin,
+            outbound,
+            tiki,
             url: format!("http://{listen}"),
             admin_url: format!("http://{admin}"),
         };
@@ -66,7 +75,13 @@ impl Stage {
     pub(super) fn kill_and_start_again(&mut self) -> anyhow::Result<()> {
         self.gate.kill()?;
         self.gate.wait()?;
-        let addresses = [self.listen, self.admin, self.backend];
+        let addresses = [
+            self.listen,
+            self.admin,
+            self.outbound,
+            self.backend,
+            self.tiki,
+        ];
         self.gate = launch(&self.program, &self.directory, addresses)?;
         self.wait_until_ready()
     }
@@ -88,6 +103,21 @@ impl Stage {
 
     pub(super) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Where the backend's calls to Tiki go.
+    pub(super) fn outbound(&self) -> SocketAddr {
+        self.outbound
+    }
+
+    /// A command line that posts a plain notice, which is delivered signed.
+    pub(super) fn plain_example(&self) -> String {
+        let body = super::tiki_caller::ipn("TIKI-2001", "P-2001", 75_000);
+        format!(
+            "curl -i http://{}/payment/ipn -H 'Content-Type: application/json' -d {}",
+            self.outbound,
+            quoted(&body)
+        )
     }
 
     pub(super) fn log_path(&self) -> PathBuf {
@@ -169,7 +199,7 @@ impl Stage {
 fn launch(
     program: &Path,
     directory: &Path,
-    [listen, admin, backend]: [SocketAddr; 3],
+    [listen, admin, outbound, backend, tiki]: [SocketAddr; 5],
 ) -> anyhow::Result<Child> {
     let log = File::options()
         .create(true)
@@ -183,6 +213,11 @@ fn launch(
         .env(
             "TIKIGATE__UPSTREAMS__LEGACY__URL",
             format!("http://{backend}"),
+        )
+        .env("TIKIGATE__OUTBOUND__LISTEN", outbound.to_string())
+        .env(
+            "TIKIGATE__OUTBOUND__ACCOUNTS__0__BASE_URL",
+            format!("http://{tiki}/miniapp/tikivip"),
         )
         // The temporary directory may lie in memory, which a demo outlives.
         .env("TIKIGATE__LEDGER__ALLOW_UNSAFE_FILESYSTEM", "true")

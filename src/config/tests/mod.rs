@@ -2,6 +2,7 @@
 
 mod between;
 mod keys;
+mod outbound;
 mod overrides;
 mod parts;
 mod probe;

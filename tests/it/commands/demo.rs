@@ -27,7 +27,7 @@ fn assert_clean(directory: &Path) {
 }
 
 /// What each scene says of itself, in order: the beginning of its line, and what stands on it.
-const SCENES: [(&str, &[&str]); 20] = [
+const SCENES: [(&str, &[&str]); 29] = [
     ("signed by Tiki", &["200"]),
     (
         "one digit of the signature changed",
@@ -57,6 +57,15 @@ const SCENES: [(&str, &[&str]); 20] = [
         "refund R-1 once more",
         &["200", "Idempotency-Replayed: true"],
     ),
+    ("payment notice for TIKI-2001", &["202", "out-1"]),
+    ("Tiki checked its signature", &["TIKI-2001", "SUCCESS"]),
+    ("payment notice, with Tiki away", &["202", "out-2"]),
+    ("$ tikigate outbox list --state pending", &[]),
+    ("out-2", &["pending", "TIKI-2002"]),
+    ("Tiki came back", &["TIKI-2002", "SUCCESS"]),
+    ("a transaction's status", &["200"]),
+    ("a webview's URL", &["200"]),
+    ("Tiki believed each", &[]),
 ];
 
 #[test]

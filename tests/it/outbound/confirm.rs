@@ -125,7 +125,6 @@ async fn what_tiki_contradicts_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_tiki_does_not_say_yet_is_asked_for_again() {
     let lab = lab().await;
-    let mut sent = 0;
     for (id, trouble, reason) in [
         ("pending", None, "pending"),
         ("unknown", None, "refused"),
@@ -163,6 +162,7 @@ async fn what_tiki_does_not_say_yet_is_asked_for_again() {
             "no_answer",
         ),
     ] {
+        let before = lab.backend.requests().len();
         match id {
             "pending" => lab.has(id, "1000", Status::Pending),
             "unknown" => {}
@@ -182,11 +182,10 @@ async fn what_tiki_does_not_say_yet_is_asked_for_again() {
             "tikigate_refusals_total{{route=\"ipn\",error=\"not_confirmed\",reason=\"{reason}\"}}"
         );
         assert!(lab.gate.metric(&series).await >= 1.0, "{id}");
-        assert_eq!(lab.backend.requests().len(), sent);
+        assert_eq!(lab.backend.requests().len(), before, "{id}");
         lab.has(id, "1000", Status::Success);
         lab.gate.advance(Duration::from_secs(60));
         assert_eq!(lab.gate.post("/tiki/ipn", &body).await.status, 200, "{id}");
-        sent += 1;
     }
     lab.tiki.stop().await;
     let answer = lab
