@@ -2,6 +2,7 @@
 //! same transaction and status to Tiki.
 
 use std::collections::{BTreeMap, HashMap};
+use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use super::lab::notice;
 use super::process::{Place, knows, tiki};
 use crate::crash::killing::scaled;
 use crate::support::backend::{Answer, Backend};
+use crate::support::disk::{Disk, Number};
 use crate::support::random::{Random, seed};
 
 /// From the backend's notice to the record of what became of it.
@@ -36,6 +38,8 @@ struct World {
     place: Place,
     /// Transaction and status of each notice that was answered 202.
     accepted: Vec<(String, &'static str)>,
+    /// What the ledger lies on, where that loses power.
+    disk: Option<Disk>,
     deaths: BTreeMap<&'static str, u64>,
 }
 
@@ -43,9 +47,22 @@ impl World {
     /// One life: notices are posted until the gate is dead.
     async fn live(&mut self, random: &mut Random, step: &'static str, number: u64) {
         let nth = 1 + random.below(12);
-        let armed = [("TIKIGATE_FAILPOINT", format!("{step}=kill@{nth}"))];
+        let mut armed = vec![(
+            "TIKIGATE_FAILPOINT".to_owned(),
+            format!("{step}=kill@{nth}"),
+        )];
+        if let Some(disk) = &self.disk {
+            armed.extend(disk.environment());
+        }
         // It may die before it is ready: on what the life before left.
-        let mut gate = self.place.start(&armed).await.ok();
+        let mut gate = match self.place.start(&armed).await {
+            Ok(gate) => Some(gate),
+            Err(fault) => {
+                let died = fault.status.and_then(|status| status.signal());
+                assert_eq!(died, Some(9), "{fault}");
+                None
+            }
+        };
         if random.chance(40) {
             self.trouble(random);
         }
@@ -67,9 +84,13 @@ impl World {
             }
         }
         let died = match &mut gate {
+            // Before it was ready, on what the life before left.
             None => step,
             Some(gate) => match gate.ends_within(Duration::from_millis(300)) {
-                Some(_) => step,
+                Some(status) => {
+                    assert_eq!(status.signal(), Some(9), "{status}");
+                    step
+                }
                 None => {
                     gate.kill();
                     "by hand"
@@ -77,6 +98,14 @@ impl World {
             },
         };
         *self.deaths.entry(died).or_default() += 1;
+        drop(gate);
+        if let Some(disk) = &self.disk {
+            match random.below(3) {
+                0 => {}
+                1 => disk.lose_power(Some(random)),
+                _ => disk.lose_power(None),
+            }
+        }
     }
 
     /// Tiki loses some answers and refuses some calls for now.
@@ -104,7 +133,9 @@ impl World {
     /// What Tiki has and saw, once the outbox is empty.
     async fn reckon(self) -> (Vec<String>, BTreeMap<&'static str, u64>) {
         self.tiki.clear_orders();
-        let mut gate = self.place.run().await;
+        let environment = self.disk.as_ref().map(Disk::environment);
+        let started = self.place.start(&environment.unwrap_or_default()).await;
+        let mut gate = started.unwrap_or_else(|fault| panic!("{fault}"));
         self.place.wait_until_delivered().await;
         let mut faults = Vec::new();
         if self.place.metric("tikigate_outbox_failed").await != Some(0.0) {
@@ -148,16 +179,31 @@ impl World {
             }
         }
         gate.kill();
+        if let Some(disk) = &self.disk
+            && disk.told(Number::Syncs) == 0
+        {
+            faults.push("the gate was not on the disk".to_owned());
+        }
         (faults, self.deaths)
     }
 }
 
-async fn world(random: Random, kills: u64) -> (Vec<String>, BTreeMap<&'static str, u64>) {
+async fn world(
+    random: Random,
+    kills: u64,
+    loses_power: bool,
+) -> (Vec<String>, BTreeMap<&'static str, u64>) {
     let mut random = random;
     let backend = Backend::start(|_| Answer::success().into()).await;
     let tiki = tiki().await;
     let place = Place::new(&backend.url(), &tiki.base_url(), "");
+    let disk = loses_power.then(|| {
+        let directory = place.data();
+        let shadow = directory.with_file_name("shadow");
+        Disk::new(directory, shadow)
+    });
     let mut world = World {
+        disk,
         tiki,
         place,
         accepted: Vec::new(),
@@ -180,8 +226,8 @@ async fn whenever_it_is_killed_what_was_accepted_gets_there() {
     let kills = scaled(KILLS).max(STEPS.len() as u64 * 2);
     let seed = seed("kill -9 of the outbox");
     let share = kills / 2;
-    let one = tokio::spawn(world(Random::part(seed, &[1]), share));
-    let other = tokio::spawn(world(Random::part(seed, &[2]), kills - share));
+    let one = tokio::spawn(world(Random::part(seed, &[1]), share, false));
+    let other = tokio::spawn(world(Random::part(seed, &[2]), kills - share, false));
     let mut deaths: BTreeMap<&str, u64> = BTreeMap::new();
     for world in [one, other] {
         let (faults, died) = world.await.unwrap();
@@ -197,4 +243,14 @@ async fn whenever_it_is_killed_what_was_accepted_gets_there() {
             "nobody died at {step}: {deaths:?}"
         );
     }
+}
+
+/// What a killed process wrote lives on in the page cache; what a disk without power was not told to
+/// keep does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_a_power_loss_takes_what_was_accepted_gets_there() {
+    let random = Random::seeded(seed("power losses of the outbox"));
+    let (faults, deaths) = world(random, scaled(90), true).await;
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    println!("{deaths:?}");
 }

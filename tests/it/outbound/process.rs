@@ -31,6 +31,7 @@ impl Place {
         let ip = address_of_its_own();
         let text = configuration(ip, backend, base_url, keys);
         let setup = Setup::new(&text).file("secret", SECRET.as_bytes());
+        std::fs::create_dir(setup.directory().join("data")).unwrap();
         Self {
             setup: Arc::new(setup),
             ip,
@@ -46,7 +47,7 @@ impl Place {
     /// Starts a gate, with these variables.
     pub(super) async fn start(
         &self,
-        environment: &[(&str, String)],
+        environment: &[(String, String)],
     ) -> Result<GateProcess, NotReady> {
         let mut command = self.setup.command("serve");
         for (name, value) in environment {
@@ -133,8 +134,13 @@ impl Place {
         shown
     }
 
+    /// Where the ledger lies.
+    pub(super) fn data(&self) -> std::path::PathBuf {
+        self.setup.directory().join("data")
+    }
+
     fn database(&self) -> std::path::PathBuf {
-        self.setup.directory().join("tikigate.db")
+        self.data().join("tikigate.db")
     }
 }
 
@@ -159,7 +165,7 @@ path = "/tiki/ipn"
 payload = "transaction_ipn"
 confirm = true
 [ledger]
-path = "tikigate.db"
+path = "data/tikigate.db"
 allow_unsafe_filesystem = true
 [outbound]
 listen = "{ip}:8090"
