@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tikigate::cli::fake_tiki::{Action, Call, Wanted};
+use tikigate::cli::fake_tiki::{Action, Call, Order, Wanted};
 
 use super::lab::{Lab, notice, post};
 use crate::support::backend::{Answer, Backend, Behaviour};
@@ -198,23 +198,27 @@ async fn the_order_of_each_transaction_is_kept_under_load() {
     for number in 0..100 {
         lab.knows(&format!("T-{number}"), "1000");
     }
-    // Some answers are lost, some tries are refused for now.
-    lab.order(Wanted::Ipn, Action::ApplyThenReset, 20);
-    lab.order(
-        Wanted::Ipn,
-        Action::Code {
-            code: 2,
-            form: None,
-            apply: false,
-        },
-        20,
-    );
-    lab.order(Wanted::Ipn, Action::ApplyThenClose, 20);
-    let mut ids = Vec::new();
-    for status in ["PENDING", "SUCCESS"] {
-        let posts = (0..100).map(|number| lab.notice_owned(format!("T-{number}"), status));
-        ids = futures_of(posts).await;
+    // The first try of some is slow, so that the next state is posted meanwhile; some answers are lost,
+    // some tries are refused for now.
+    for number in 0..60 {
+        let slow = Order::new(Wanted::Ipn, Action::Hang { ms: 40 });
+        let slow = slow.transaction(format!("T-{number}"));
+        lab.tiki.order(slow).unwrap();
     }
+    lab.order(Wanted::Ipn, Action::ApplyThenReset, 20);
+    let system_error = Action::Code {
+        code: 2,
+        form: None,
+        apply: false,
+    };
+    lab.order(Wanted::Ipn, system_error, 20);
+    lab.order(Wanted::Ipn, Action::ApplyThenClose, 20);
+    let posts = (0..100).map(async |number| {
+        let id = format!("T-{number}");
+        lab.notice(&id, "1000", "PENDING").await;
+        lab.notice(&id, "1000", "SUCCESS").await
+    });
+    let ids = futures_of(posts).await;
     in_time("all to be delivered", async {
         for id in &ids {
             lab.settle(id, "delivered").await;
@@ -231,12 +235,6 @@ async fn the_order_of_each_transaction_is_kept_under_load() {
         let (transaction, taken) = lab.tiki.transaction(&format!("T-{number}")).unwrap();
         assert_eq!(transaction.status.as_str(), "SUCCESS");
         assert!(taken.success >= 1);
-    }
-}
-
-impl Lab {
-    async fn notice_owned(&self, id: String, status: &str) -> String {
-        self.notice(&id, "1000", status).await
     }
 }
 
@@ -365,4 +363,44 @@ async fn a_notice_is_signed_as_the_client_that_the_caller_named() {
         .post("/payment/ipn", &notice("T-1", "1000", "SUCCESS"))
         .await;
     assert_eq!(answer.json()["data"]["delivery"], "out-2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deliveries_go_side_by_side_up_to_their_limit() {
+    let lab = Lab::with("max_deliveries = 3").await;
+    lab.order(Wanted::Ipn, Action::Hang { ms: 30 }, 100);
+    let mut ids = Vec::new();
+    for number in 0..12 {
+        let id = format!("T-{number}");
+        lab.knows(&id, "1000");
+        ids.push(lab.notice(&id, "1000", "SUCCESS").await);
+    }
+    for id in &ids {
+        lab.settle(id, "delivered").await;
+    }
+    // Each connection carries one call at a time, and is kept for the next one.
+    assert_eq!(lab.tiki.counts().connections, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deliveries_keep_to_their_rate() {
+    let lab = Lab::configured("", |text| {
+        text.replace(
+            "\nrate = { per_second = 100000, burst = 100000 }\nconfirm",
+            "\nrate = { per_second = 1, burst = 2 }\nconfirm",
+        )
+    })
+    .await;
+    let began = std::time::Instant::now();
+    for number in 0..6 {
+        let id = format!("T-{number}");
+        lab.knows(&id, "1000");
+        lab.notice(&id, "1000", "SUCCESS").await;
+    }
+    lab.tiki.wait_for_calls(4).await;
+    let took = began.elapsed();
+    assert!(
+        took > Duration::from_millis(1900),
+        "two at once, then one a second: {took:?}"
+    );
 }
