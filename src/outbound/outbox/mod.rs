@@ -19,6 +19,7 @@
 
 mod deliver;
 mod notify;
+mod postgres;
 mod rows;
 mod rules;
 #[cfg(test)]
@@ -28,6 +29,7 @@ mod types;
 
 pub use deliver::Courier;
 pub(super) use deliver::IPN_PATH;
+pub use postgres::PostgresOutbox;
 pub use sqlite::{MemoryOutbox, SqliteOutbox};
 pub use types::{
     Accepted, Delivery, DeliveryId, Event, Filter, Flight, Outcome, Page, Posting, Report, State,

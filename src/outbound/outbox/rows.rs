@@ -50,7 +50,7 @@ pub(super) fn post(
     Ok((accepted, wrote))
 }
 
-fn size(delivery: &Delivery) -> usize {
+pub(super) fn size(delivery: &Delivery) -> usize {
     delivery.body.len() + OVERHEAD
 }
 
@@ -492,7 +492,7 @@ fn read(row: &Row<'_>) -> Sql<Delivery> {
 }
 
 /// The code, or an empty text for a refusal without one.
-fn refusal_text(delivery: &Delivery) -> Option<String> {
+pub(super) fn refusal_text(delivery: &Delivery) -> Option<String> {
     let refusal = delivery.refusal?;
     Some(refusal.map(|code| code.to_string()).unwrap_or_default())
 }

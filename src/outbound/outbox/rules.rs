@@ -6,6 +6,7 @@ use super::types::{
     Accepted, Delivery, DeliveryId, Event, Outcome, Posting, Report, State, Step, Tidings, Word,
     WordFault,
 };
+use crate::config;
 use crate::ledger::{NAME_LIMIT, REASON_LIMIT};
 use crate::outbound::status::Asked;
 use crate::tiki::{IpnReply, ReplyCode};
@@ -34,6 +35,17 @@ pub(in crate::outbound) struct Policy {
     pub(in crate::outbound) give_up_after: Duration,
     /// Whether the backend is told of failures.
     pub(in crate::outbound) tells: bool,
+}
+
+impl From<&config::Outbox> for Policy {
+    fn from(outbox: &config::Outbox) -> Self {
+        Self {
+            retry_after: outbox.retry_after,
+            longest_pause: outbox.longest_pause,
+            give_up_after: outbox.give_up_after,
+            tells: outbox.notify.is_some(),
+        }
+    }
 }
 
 impl Policy {
