@@ -17,6 +17,8 @@
 //! The rules are in `rules`, pure and shared by all stores; a store adds atomic and durable keeping.
 //! `deliver` works the deliveries off, `notify` tells the backend of those that failed.
 
+#[cfg(test)]
+mod conformance;
 mod deliver;
 mod notify;
 mod postgres;
@@ -25,6 +27,8 @@ mod rules;
 #[cfg(test)]
 mod rules_tests;
 mod sqlite;
+#[cfg(test)]
+mod sqlite_tests;
 mod types;
 
 pub use deliver::Courier;
