@@ -264,7 +264,10 @@ const LOOKED_AT: i64 = 10_000;
 
 /// Deliveries in the order of their ids.
 pub(super) fn list(connection: &Connection, filter: &Filter) -> Sql<Page> {
-    let after = filter.after.map_or(0, |id| id.0.cast_signed());
+    // No row has a number beyond the column's.
+    let after = filter
+        .after
+        .map_or(0, |id| i64::try_from(id.0).unwrap_or(i64::MAX));
     let end: Option<i64> = connection
         .prepare_cached("SELECT id FROM outbox WHERE id > ?1 ORDER BY id LIMIT 1 OFFSET ?2")?
         .query_row((after, LOOKED_AT), |row| row.get(0))
