@@ -36,14 +36,16 @@ pub(super) fn post(
     )?;
     let before = siblings.clone();
     let accepted = rules::post(&mut siblings, posting, tidings);
+    let sum = |deliveries: &[Delivery]| deliveries.iter().map(size).sum::<usize>();
+    let new = accepted.as_ref().err().map_or(0, |first| size(first));
+    // What is opened again may have a longer body than before.
+    let growth = (sum(&siblings) + new).saturating_sub(sum(&before));
+    if growth > 0 && !make_room(connection, posting, growth, max_bytes)? {
+        return Ok((Accepted::Full, true));
+    }
     let accepted = match accepted {
         Ok(accepted) => accepted,
-        Err(first) => {
-            if !make_room(connection, size(&first), max_bytes)? {
-                return Ok((Accepted::Full, true));
-            }
-            Accepted::Stored(insert(connection, &first)?)
-        }
+        Err(first) => Accepted::Stored(insert(connection, &first)?),
     };
     let changed = save_changed(connection, &before, &siblings)?;
     let wrote = changed || matches!(accepted, Accepted::Stored(_));
@@ -55,7 +57,12 @@ pub(super) fn size(delivery: &Delivery) -> usize {
 }
 
 /// Whether there is room for so many bytes, perhaps after forgetting what is over.
-fn make_room(connection: &Connection, wanted: usize, max_bytes: usize) -> Sql<bool> {
+fn make_room(
+    connection: &Connection,
+    posting: &Posting,
+    wanted: usize,
+    max_bytes: usize,
+) -> Sql<bool> {
     let most = i64::try_from(max_bytes).unwrap_or(i64::MAX);
     let wanted = i64::try_from(wanted).unwrap_or(i64::MAX);
     let fits = || -> Sql<bool> {
@@ -67,12 +74,20 @@ fn make_room(connection: &Connection, wanted: usize, max_bytes: usize) -> Sql<bo
     if fits()? {
         return Ok(true);
     }
+    // Not those of the transaction in hand, which are about to be written.
+    let Posting {
+        client, expected, ..
+    } = posting;
+    let (tiki_transaction_id, transaction_id) =
+        (&expected.tiki_transaction_id, &expected.transaction_id);
     connection
         .prepare_cached(
             "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox INDEXED BY outbox_over \
-             WHERE state <> 'pending' AND state <> 'failed' ORDER BY updated_at LIMIT ?1)",
+             WHERE state <> 'pending' AND state <> 'failed' AND NOT \
+             (tiki_transaction_id = ?1 AND transaction_id = ?2 AND client = ?3) \
+             ORDER BY updated_at LIMIT ?4)",
         )?
-        .execute([EVICTED])?;
+        .execute((tiki_transaction_id, transaction_id, client, EVICTED))?;
     fits()
 }
 
