@@ -103,10 +103,14 @@ pub(super) fn take(connection: &Connection, limit: usize, tidings: Tidings) -> S
     let mut select = connection.prepare_cached(
         "SELECT client, tiki_transaction_id, transaction_id FROM outbox INDEXED BY outbox_due \
          WHERE state = 'pending' AND held = 0 AND next_at <= ?1 \
-         AND (flying_until IS NULL OR flying_until <= ?1) ORDER BY next_at LIMIT ?2",
+         AND (flying_until IS NULL OR flying_until <= ?1) \
+         AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.client = outbox.client \
+         AND o.tiki_transaction_id = outbox.tiki_transaction_id \
+         AND o.transaction_id = outbox.transaction_id AND o.flying_until > ?1) \
+         ORDER BY next_at LIMIT ?2",
     )?;
-    // Those of which a sibling is at Tiki wait in front of the others.
-    let looked_at = i64::try_from(limit.saturating_mul(4) + 16).unwrap_or(i64::MAX);
+    // More than that: of some there is a later state that isn't due yet.
+    let looked_at = i64::try_from(limit.saturating_mul(4).saturating_add(16)).unwrap_or(i64::MAX);
     let transactions = select
         .query_map((now, looked_at), |row| {
             Ok((
@@ -130,7 +134,11 @@ pub(super) fn take(connection: &Connection, limit: usize, tidings: Tidings) -> S
     let next_at: Option<i64> = connection
         .prepare_cached(
             "SELECT next_at FROM outbox INDEXED BY outbox_due WHERE state = 'pending' AND held = 0 \
-             AND flying_until IS NULL ORDER BY next_at LIMIT 1",
+             AND flying_until IS NULL \
+             AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.client = outbox.client \
+             AND o.tiki_transaction_id = outbox.tiki_transaction_id \
+             AND o.transaction_id = outbox.transaction_id AND o.flying_until IS NOT NULL) \
+             ORDER BY next_at LIMIT 1",
         )?
         .query_row((), |row| row.get(0))
         .optional()?;
