@@ -35,7 +35,7 @@ macro_rules! suite {
                 those_that_wait_for_a_sibling_stand_in_nobodys_way, answers_end_a_delivery,
                 unclear_tries_are_made_again_and_then_asked_about, a_flight_that_never_began_goes_back,
                 a_lapsed_flight_may_have_been_taken, a_late_record_is_only_good_news,
-                a_record_made_twice_counts_once, what_takes_too_long_is_given_up,
+                what_was_tried_of_another_amount_says_nothing, a_record_made_twice_counts_once, what_takes_too_long_is_given_up,
                 a_raised_generation_asks_first, what_no_account_delivers_is_held,
                 the_backend_is_told_until_it_hears;
             keeping: lists_are_filtered_and_go_on, words_are_checked, a_persons_words_are_kept,

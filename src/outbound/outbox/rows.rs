@@ -157,14 +157,7 @@ pub(super) fn record(
     let tried = &flight.delivery;
     let mut siblings = siblings_of(connection, tried)?;
     let before = siblings.clone();
-    rules::record(
-        &mut siblings,
-        tried.id,
-        tried.flight,
-        report,
-        policy,
-        tidings,
-    );
+    rules::record(&mut siblings, tried, report, policy, tidings);
     save_changed(connection, &before, &siblings)?;
     Ok(siblings.into_iter().find(|one| one.id == tried.id))
 }

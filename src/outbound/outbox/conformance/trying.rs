@@ -204,6 +204,22 @@ pub(crate) async fn a_late_record_is_only_good_news(open: Open) {
     assert_eq!(f.story(id).await.last().unwrap(), "taken_late");
 }
 
+pub(crate) async fn what_was_tried_of_another_amount_says_nothing(open: Open) {
+    let f = open.one().await;
+    let id = f.paid("a").await;
+    let stale = f.flight().await;
+    f.hands.advance(FLIGHT);
+    f.outbox.word(id, word(false)).await.unwrap();
+    let again = f.post(posting("a", "SUCCESS", "2000")).await;
+    assert_eq!(again, Accepted::Reopened(id));
+    let before = f.get(id).await;
+    for report in [TAKEN, refused(), UNCLEAR] {
+        assert_eq!(f.record(stale.clone(), report).await, before);
+    }
+    // What Tiki has is asked before anything is sent.
+    assert_eq!(f.flight().await.delivery.step, Step::Ask);
+}
+
 pub(crate) async fn a_record_made_twice_counts_once(open: Open) {
     let f = open.one().await;
     for report in [TAKEN, refused()] {

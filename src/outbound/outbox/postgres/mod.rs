@@ -152,14 +152,7 @@ impl Outbox for PostgresOutbox {
         self.run(async move |session, terms| {
             let tried = flight.delivery;
             let ((), siblings) = change(session, terms, Which::of(&tried), |siblings, tidings| {
-                rules::record(
-                    siblings,
-                    tried.id,
-                    tried.flight,
-                    &report,
-                    terms.policy,
-                    tidings,
-                );
+                rules::record(siblings, &tried, &report, terms.policy, tidings);
             })
             .await?;
             Ok(named(siblings, tried.id).unwrap_or(tried))
