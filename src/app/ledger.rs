@@ -15,7 +15,7 @@ use super::{StartError, random, runtime};
 pub(super) enum Backing {
     Memory,
     Sqlite(Arc<Database>),
-    Postgres,
+    Postgres(Arc<postgres::Store>),
 }
 
 /// Opens the ledger for a process that claims as `owner`. Claims of a process that died with it end
@@ -42,8 +42,8 @@ pub(super) fn open(
             Ok((ledger, Backing::Sqlite(database)))
         }
         Store::Postgres(store) => {
-            let ledger = open_postgres(store, clock, owner)?;
-            Ok((ledger, Backing::Postgres))
+            let (ledger, store) = open_postgres(store, clock, owner)?;
+            Ok((ledger, Backing::Postgres(store)))
         }
     }
 }
@@ -52,17 +52,23 @@ fn open_postgres(
     settings: &PostgresStore,
     clock: &Clock,
     owner: Owner,
-) -> Result<Arc<dyn Ledger>, StartError> {
+) -> Result<(Arc<dyn Ledger>, Arc<postgres::Store>), StartError> {
     let store =
         postgres::Store::open(settings).map_err(|error| StartError::Ledger(error.to_string()))?;
-    let ledger = PostgresLedger::open(store, clock.clone(), settings.lease, vec![owner]);
+    let store = Arc::new(store);
+    let ledger = PostgresLedger::open(
+        Arc::clone(&store),
+        clock.clone(),
+        settings.lease,
+        vec![owner],
+    );
     if let Some(trouble) = ledger.trouble() {
         tracing::error!(
             trouble = trouble.text,
             "the ledger takes no calls until this is over"
         );
     }
-    Ok(Arc::new(ledger))
+    Ok((Arc::new(ledger), store))
 }
 
 pub(super) fn open_sqlite(

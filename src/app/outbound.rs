@@ -7,7 +7,9 @@ use tokio::sync::Notify;
 use crate::clock::Clock;
 use crate::config::{self, Delivery, Settings};
 use crate::gate::Common;
-use crate::outbound::outbox::{Courier, MemoryOutbox, Outbox, SqliteOutbox, StoreFault};
+use crate::outbound::outbox::{
+    Courier, MemoryOutbox, Outbox, PostgresOutbox, SqliteOutbox, StoreFault,
+};
 use crate::outbound::{Accounts, Listener, Tiki};
 use crate::server;
 
@@ -161,10 +163,10 @@ fn open(
             }
             Ok(Arc::new(outbox))
         }
-        Backing::Postgres => Err(StartError::Settings(
-            "the outbox in PostgreSQL is not available in this version: write delivery = \"direct\" \
-             under [outbound]"
-                .to_owned(),
-        )),
+        // What another gate is trying stays its own until its time is over, also after a start.
+        Backing::Postgres(store) => {
+            let outbox = PostgresOutbox::new(Arc::clone(store), settings, accounts);
+            Ok(Arc::new(outbox))
+        }
     }
 }

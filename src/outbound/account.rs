@@ -154,6 +154,14 @@ impl Accounts {
             .filter(|account| &*account.base_url == base_url)
     }
 
+    /// What deliveries may be pinned to: client ids and base URLs.
+    pub(super) fn pins(&self) -> Vec<(String, String)> {
+        let accounts = self.iter();
+        accounts
+            .map(|account| (account.id.to_string(), account.base_url.to_string()))
+            .collect()
+    }
+
     /// Who can't reach Tiki by the last calls' experience, one short sentence each.
     pub fn degraded(&self) -> Vec<String> {
         let told = |account: &Arc<Account>| {

@@ -16,7 +16,7 @@ use crate::ledger::{
     DefineError, Definition, Event, Fence, LedgerError, Owner, PermitError, Record, RecordId,
     ResolveError, SendPermit, Settled, Settlement, State,
 };
-use crate::store::postgres::{Fault, Session};
+use crate::store::postgres::{Fault, GROUND, Ground, Session};
 
 /// Whom gates tell each other of ended attempts by.
 pub(super) const CHANNEL: &str = "tikigate_ended";
@@ -25,13 +25,6 @@ pub(super) const CHANNEL: &str = "tikigate_ended";
 const LAPSE_CHUNK: i64 = 100;
 /// Records that are forgotten in one transaction.
 const SWEEP_CHUNK: usize = 500;
-
-/// What is true of the ledger now. No transaction that changes a record goes without it.
-pub(super) const LEDGER: &str = "
-    select generation, quarantine is not null,
-        current_setting('synchronous_commit') in ('on', 'remote_apply')
-            and current_setting('transaction_read_only') = 'off'
-    from tikigate.ledger";
 
 pub(super) static LOCK_BY_KEY: LazyLock<String> = LazyLock::new(|| {
     format!(
@@ -47,37 +40,11 @@ static LOCK_BY_ID: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// What transactions stand on.
-pub(super) struct Ground {
-    generation: u64,
-    quarantined: bool,
-}
-
-impl Ground {
-    /// Reads the row of [`LEDGER`].
-    pub(super) fn read(rows: &[Row]) -> Result<Self, Fault> {
-        let row = rows.first().ok_or(Fault::Corrupt("no ledger"))?;
-        let mut columns = Columns::from(row, 0);
-        let generation: i64 = columns.take()?;
-        let quarantined = columns.take()?;
-        if !columns.take::<bool>()? {
-            // Somebody stands between this gate and the server, and hands out other sessions.
-            let text = "the session is not set up as this gate set it up: connect to the server \
-                        itself, or to a pooler in session mode";
-            return Err(Fault::Unavailable(text.to_owned()));
-        }
-        Ok(Self {
-            generation: generation.cast_unsigned(),
-            quarantined,
-        })
-    }
-
-    pub(super) fn moment(&self, now: SystemTime) -> Moment {
-        Moment {
-            now,
-            generation: self.generation,
-            quarantined: self.quarantined,
-        }
+pub(super) fn moment(ground: Ground, now: SystemTime) -> Moment {
+    Moment {
+        now,
+        generation: ground.generation,
+        quarantined: ground.quarantined,
     }
 }
 
@@ -241,7 +208,7 @@ async fn change<T>(
     let Some(id) = id_column(id) else {
         return Ok(None);
     };
-    let [ledger, lock] = session.prepare([LEDGER, &**LOCK_BY_ID]).await?;
+    let [ledger, lock] = session.prepare([GROUND, &**LOCK_BY_ID]).await?;
     let by_id: [Value<'_>; 1] = [&id];
     let (begun, ground, found) = tokio::join!(
         biased;
@@ -257,7 +224,7 @@ async fn change<T>(
     };
     let (mut entry, awaited) = entry(&mut Columns::from(&row, 0))?;
     let before = entry.record.state;
-    let step = step(&mut entry, ground.moment(now(inner)));
+    let step = step(&mut entry, moment(ground, now(inner)));
     save(
         session,
         &entry,
@@ -387,7 +354,7 @@ async fn end_claims(
     // its lease after its claims have ended, and can't be given leave to send in between.
     const LOCK_LEASE: &str = "
         select lease_until > clock_timestamp() from tikigate.owner where owner = $1 for update";
-    let statements = [LEDGER, LOCK_LEASE, &**LOCK_CLAIMS];
+    let statements = [GROUND, LOCK_LEASE, &**LOCK_CLAIMS];
     let [ledger, lock_lease, lock_claims] = session.prepare(statements).await?;
     let number = owner_column(owner);
     let mut ended = 0;
@@ -406,7 +373,7 @@ async fn end_claims(
             session.query(&lock_claims, &parameters),
         );
         let (ground, claims) = (Ground::read(&ground?)?, claims?);
-        let moment = ground.moment(now(inner));
+        let moment = moment(ground, now(inner));
         for row in &claims {
             let (mut entry, awaited) = entry(&mut Columns::from(row, 0))?;
             let step = transition::lapse(&mut entry, owner, moment);

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use tokio_postgres::Row;
 
-use super::changing::{self, Ground, LEDGER, LOCK_BY_KEY, save};
+use super::changing::{self, LOCK_BY_KEY, save};
 use super::columns::{key_hash, owner_column, stored, subject_lock};
 use super::rows::{ALL_COLUMNS, Columns, LIGHT_COLUMNS, entry};
 use super::writing::{Changing, Fixed, INSERT, Noted, Value, count_values};
@@ -13,7 +13,7 @@ use super::{Inner, TakesBack};
 use crate::ledger::reply::ClaimGuard;
 use crate::ledger::transition::{self, Entry, Siblings};
 use crate::ledger::{Claim, ClaimOutcome, Event, Fence, RecordId, State, SubjectRule};
-use crate::store::postgres::{Fault, Session};
+use crate::store::postgres::{Fault, GROUND, Ground, Session};
 
 /// How often a claim starts anew because another transaction came before it.
 const TRIES: usize = 5;
@@ -69,7 +69,7 @@ async fn try_claim(
         let text = "this gate's lease on its claims is over";
         return Err(Fault::Unavailable(text.to_owned()));
     }
-    let moment = found.ground.moment(now);
+    let moment = changing::moment(found.ground, now);
     let Some(mut entry) = found.entry.take() else {
         if !transition::admits(claim) {
             session.rollback().await?;
@@ -225,7 +225,7 @@ async fn look(session: &mut Session, claim: &Claim, now: SystemTime) -> Result<F
     const NEXT_ID: &str = "
         select nextval('tikigate.record_id')
         where not exists (select from tikigate.record where key_hash = $1)";
-    let statements = [LEDGER, LEASED, LOCK_SUBJECT, &**SIBLINGS, &**FIND, NEXT_ID];
+    let statements = [GROUND, LEASED, LOCK_SUBJECT, &**SIBLINGS, &**FIND, NEXT_ID];
     let [ledger, leased, lock_subject, siblings, find, next_id] =
         session.prepare(statements).await?;
     let session = &*session;

@@ -53,7 +53,7 @@ pub struct PostgresLedger {
 }
 
 struct Inner {
-    store: Store,
+    store: Arc<Store>,
     clock: Clock,
     /// Whom this process claims as.
     owners: Vec<Owner>,
@@ -74,11 +74,17 @@ impl PostgresLedger {
     /// A ledger over a store, for a process that claims as `owners`: usually one, a number that no
     /// process had before. Others hold them for dead once they have given no sign of life for `lease`.
     ///
-    /// Waits some seconds for a database that is there; one that isn't is no error.
-    pub fn open(store: Store, clock: Clock, lease: Duration, owners: Vec<Owner>) -> Self {
+    /// Waits some seconds for a database that is there; one that isn't is no error. The store ends with
+    /// the ledger, for whoever shares it, too.
+    pub fn open(
+        store: impl Into<Arc<Store>>,
+        clock: Clock,
+        lease: Duration,
+        owners: Vec<Owner>,
+    ) -> Self {
         let sweep_clock = SweepClock::new(clock.now(), clock.monotonic());
         let inner = Arc::new(Inner {
-            store,
+            store: store.into(),
             clock,
             owners,
             lease: Lease::new(lease),

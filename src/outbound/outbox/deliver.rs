@@ -25,7 +25,7 @@ pub(in crate::outbound) const IPN_PATH: &str = "/payment/ipn";
 
 /// Between two looks when nothing is known to be due; other gates may have left something.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// At least between two looks: a delivery that waits for its transaction's other one is due all the time.
+/// At least between two looks: what another gate works on right now is due all the time.
 const LOOK_AT_MOST: Duration = Duration::from_millis(20);
 /// Between two tries of a store that fails.
 const STORE_PAUSE: Duration = Duration::from_millis(500);

@@ -17,17 +17,23 @@
 //! The rules are in `rules`, pure and shared by all stores; a store adds atomic and durable keeping.
 //! `deliver` works the deliveries off, `notify` tells the backend of those that failed.
 
+#[cfg(test)]
+mod conformance;
 mod deliver;
 mod notify;
+mod postgres;
 mod rows;
 mod rules;
 #[cfg(test)]
 mod rules_tests;
 mod sqlite;
+#[cfg(test)]
+mod sqlite_tests;
 mod types;
 
 pub use deliver::Courier;
 pub(super) use deliver::IPN_PATH;
+pub use postgres::PostgresOutbox;
 pub use sqlite::{MemoryOutbox, SqliteOutbox};
 pub use types::{
     Accepted, Delivery, DeliveryId, Event, Filter, Flight, Outcome, Page, Posting, Report, State,

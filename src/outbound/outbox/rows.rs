@@ -36,26 +36,33 @@ pub(super) fn post(
     )?;
     let before = siblings.clone();
     let accepted = rules::post(&mut siblings, posting, tidings);
+    let sum = |deliveries: &[Delivery]| deliveries.iter().map(size).sum::<usize>();
+    let new = accepted.as_ref().err().map_or(0, |first| size(first));
+    // What is opened again may have a longer body than before.
+    let growth = (sum(&siblings) + new).saturating_sub(sum(&before));
+    if growth > 0 && !make_room(connection, posting, growth, max_bytes)? {
+        return Ok((Accepted::Full, true));
+    }
     let accepted = match accepted {
         Ok(accepted) => accepted,
-        Err(first) => {
-            if !make_room(connection, size(&first), max_bytes)? {
-                return Ok((Accepted::Full, true));
-            }
-            Accepted::Stored(insert(connection, &first)?)
-        }
+        Err(first) => Accepted::Stored(insert(connection, &first)?),
     };
     let changed = save_changed(connection, &before, &siblings)?;
     let wrote = changed || matches!(accepted, Accepted::Stored(_));
     Ok((accepted, wrote))
 }
 
-fn size(delivery: &Delivery) -> usize {
+pub(super) fn size(delivery: &Delivery) -> usize {
     delivery.body.len() + OVERHEAD
 }
 
 /// Whether there is room for so many bytes, perhaps after forgetting what is over.
-fn make_room(connection: &Connection, wanted: usize, max_bytes: usize) -> Sql<bool> {
+fn make_room(
+    connection: &Connection,
+    posting: &Posting,
+    wanted: usize,
+    max_bytes: usize,
+) -> Sql<bool> {
     let most = i64::try_from(max_bytes).unwrap_or(i64::MAX);
     let wanted = i64::try_from(wanted).unwrap_or(i64::MAX);
     let fits = || -> Sql<bool> {
@@ -67,12 +74,20 @@ fn make_room(connection: &Connection, wanted: usize, max_bytes: usize) -> Sql<bo
     if fits()? {
         return Ok(true);
     }
+    // Not those of the transaction in hand, which are about to be written.
+    let Posting {
+        client, expected, ..
+    } = posting;
+    let (tiki_transaction_id, transaction_id) =
+        (&expected.tiki_transaction_id, &expected.transaction_id);
     connection
         .prepare_cached(
             "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox INDEXED BY outbox_over \
-             WHERE state <> 'pending' AND state <> 'failed' ORDER BY updated_at LIMIT ?1)",
+             WHERE state <> 'pending' AND state <> 'failed' AND NOT \
+             (tiki_transaction_id = ?1 AND transaction_id = ?2 AND client = ?3) \
+             ORDER BY updated_at LIMIT ?4)",
         )?
-        .execute([EVICTED])?;
+        .execute((tiki_transaction_id, transaction_id, client, EVICTED))?;
     fits()
 }
 
@@ -88,10 +103,14 @@ pub(super) fn take(connection: &Connection, limit: usize, tidings: Tidings) -> S
     let mut select = connection.prepare_cached(
         "SELECT client, tiki_transaction_id, transaction_id FROM outbox INDEXED BY outbox_due \
          WHERE state = 'pending' AND held = 0 AND next_at <= ?1 \
-         AND (flying_until IS NULL OR flying_until <= ?1) ORDER BY next_at LIMIT ?2",
+         AND (flying_until IS NULL OR flying_until <= ?1) \
+         AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.client = outbox.client \
+         AND o.tiki_transaction_id = outbox.tiki_transaction_id \
+         AND o.transaction_id = outbox.transaction_id AND o.flying_until > ?1) \
+         ORDER BY next_at LIMIT ?2",
     )?;
-    // Those of which a sibling is at Tiki wait in front of the others.
-    let looked_at = i64::try_from(limit.saturating_mul(4) + 16).unwrap_or(i64::MAX);
+    // More than that: of some there is a later state that isn't due yet.
+    let looked_at = i64::try_from(limit.saturating_mul(4).saturating_add(16)).unwrap_or(i64::MAX);
     let transactions = select
         .query_map((now, looked_at), |row| {
             Ok((
@@ -115,7 +134,11 @@ pub(super) fn take(connection: &Connection, limit: usize, tidings: Tidings) -> S
     let next_at: Option<i64> = connection
         .prepare_cached(
             "SELECT next_at FROM outbox INDEXED BY outbox_due WHERE state = 'pending' AND held = 0 \
-             AND flying_until IS NULL ORDER BY next_at LIMIT 1",
+             AND flying_until IS NULL \
+             AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.client = outbox.client \
+             AND o.tiki_transaction_id = outbox.tiki_transaction_id \
+             AND o.transaction_id = outbox.transaction_id AND o.flying_until IS NOT NULL) \
+             ORDER BY next_at LIMIT 1",
         )?
         .query_row((), |row| row.get(0))
         .optional()?;
@@ -134,14 +157,7 @@ pub(super) fn record(
     let tried = &flight.delivery;
     let mut siblings = siblings_of(connection, tried)?;
     let before = siblings.clone();
-    rules::record(
-        &mut siblings,
-        tried.id,
-        tried.flight,
-        report,
-        policy,
-        tidings,
-    );
+    rules::record(&mut siblings, tried, report, policy, tidings);
     save_changed(connection, &before, &siblings)?;
     Ok(siblings.into_iter().find(|one| one.id == tried.id))
 }
@@ -264,7 +280,10 @@ const LOOKED_AT: i64 = 10_000;
 
 /// Deliveries in the order of their ids.
 pub(super) fn list(connection: &Connection, filter: &Filter) -> Sql<Page> {
-    let after = filter.after.map_or(0, |id| id.0.cast_signed());
+    // No row has a number beyond the column's.
+    let after = filter
+        .after
+        .map_or(0, |id| i64::try_from(id.0).unwrap_or(i64::MAX));
     let end: Option<i64> = connection
         .prepare_cached("SELECT id FROM outbox WHERE id > ?1 ORDER BY id LIMIT 1 OFFSET ?2")?
         .query_row((after, LOOKED_AT), |row| row.get(0))
@@ -492,7 +511,7 @@ fn read(row: &Row<'_>) -> Sql<Delivery> {
 }
 
 /// The code, or an empty text for a refusal without one.
-fn refusal_text(delivery: &Delivery) -> Option<String> {
+pub(super) fn refusal_text(delivery: &Delivery) -> Option<String> {
     let refusal = delivery.refusal?;
     Some(refusal.map(|code| code.to_string()).unwrap_or_default())
 }

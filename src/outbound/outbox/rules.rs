@@ -6,6 +6,7 @@ use super::types::{
     Accepted, Delivery, DeliveryId, Event, Outcome, Posting, Report, State, Step, Tidings, Word,
     WordFault,
 };
+use crate::config;
 use crate::ledger::{NAME_LIMIT, REASON_LIMIT};
 use crate::outbound::status::Asked;
 use crate::tiki::{IpnReply, ReplyCode};
@@ -34,6 +35,17 @@ pub(in crate::outbound) struct Policy {
     pub(in crate::outbound) give_up_after: Duration,
     /// Whether the backend is told of failures.
     pub(in crate::outbound) tells: bool,
+}
+
+impl From<&config::Outbox> for Policy {
+    fn from(outbox: &config::Outbox) -> Self {
+        Self {
+            retry_after: outbox.retry_after,
+            longest_pause: outbox.longest_pause,
+            give_up_after: outbox.give_up_after,
+            tells: outbox.notify.is_some(),
+        }
+    }
 }
 
 impl Policy {
@@ -222,24 +234,27 @@ pub(super) fn give_back(delivery: &mut Delivery, flight: u64) -> bool {
     true
 }
 
-/// Records what became of flight number `flight`. Returns whether it changed anything.
+/// Records what became of a flight, by the delivery as it was tried. Returns whether it changed anything.
 pub(super) fn record(
     siblings: &mut [Delivery],
-    id: DeliveryId,
-    flight: u64,
+    tried: &Delivery,
     report: &Report,
     policy: Policy,
     tidings: Tidings,
 ) -> bool {
     let now = tidings.now;
-    let Some(index) = siblings.iter().position(|one| one.id == id) else {
+    let Some(index) = siblings.iter().position(|one| one.id == tried.id) else {
         return false;
     };
     let overtaken = siblings
         .iter()
         .any(|one| one.place > siblings[index].place && one.state == State::Pending);
     let delivery = &mut siblings[index];
-    if delivery.flight != flight || delivery.state != State::Pending {
+    if delivery.amount != tried.amount {
+        // Taken back by a person and posted again with another: that was not tried.
+        return false;
+    }
+    if delivery.flight != tried.flight || delivery.state != State::Pending {
         // Somebody else tried since. That this one was taken is still worth knowing.
         let late = delivery.flying_until.is_none() && delivery.state == State::Pending;
         if late && *report == Report::Answered(IpnReply::Taken) {

@@ -84,7 +84,9 @@ impl Bench {
 
     fn record(&mut self, (id, flight, _): (DeliveryId, u64, Step), report: Report) -> &Delivery {
         let tidings = self.tidings();
-        rules::record(&mut self.deliveries, id, flight, &report, POLICY, tidings);
+        let mut tried = self.get(id).clone();
+        tried.flight = flight;
+        rules::record(&mut self.deliveries, &tried, &report, POLICY, tidings);
         self.get(id)
     }
 

@@ -32,12 +32,7 @@ pub(super) struct Terms {
 impl Terms {
     pub(super) fn new(outbox: &config::Outbox, clock: Clock) -> Self {
         Self {
-            policy: Policy {
-                retry_after: outbox.retry_after,
-                longest_pause: outbox.longest_pause,
-                give_up_after: outbox.give_up_after,
-                tells: outbox.notify.is_some(),
-            },
+            policy: Policy::from(outbox),
             max_bytes: outbox.max_bytes,
             keep: outbox.keep,
             clock,
@@ -53,19 +48,18 @@ impl Terms {
         Tidings {
             now: self.now(),
             generation,
-            // Without random numbers the pauses are all alike, which is worse, but not wrong.
-            chance: f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX),
+            chance: chance(),
         }
     }
 }
 
-/// The accounts that deliveries may be pinned to.
-pub(super) fn pins(accounts: &Accounts) -> Vec<(String, String)> {
-    let accounts = accounts.iter();
-    accounts
-        .map(|account| (account.id.to_string(), account.base_url.to_string()))
-        .collect()
+/// Between 0 and 1. Without random numbers the pauses are all alike, which is worse, but not wrong.
+pub(super) fn chance() -> f64 {
+    f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX)
 }
+
+/// Accounts that deliveries may be pinned to: client ids and base URLs.
+pub(super) type Pins = Vec<(String, String)>;
 
 /// In the file of the ledger. What is written here goes behind what inbound calls write.
 pub struct SqliteOutbox {
@@ -84,11 +78,15 @@ impl SqliteOutbox {
         accounts: &Accounts,
         clock: Clock,
     ) -> Result<(Self, u64), StoreFault> {
-        let outbox = Self {
-            database,
-            terms: Terms::new(outbox, clock),
-        };
-        let pins = pins(accounts);
+        Self::over(database, Terms::new(outbox, clock), accounts.pins()).await
+    }
+
+    pub(super) async fn over(
+        database: Arc<Database>,
+        terms: Terms,
+        pins: Pins,
+    ) -> Result<(Self, u64), StoreFault> {
+        let outbox = Self { database, terms };
         let lapsed =
             outbox.run(move |scope| rows::begin(scope.connection, &pins, scope.tidings.now));
         let lapsed = lapsed.await?;
@@ -309,9 +307,12 @@ impl MemoryOutbox {
         accounts: &Accounts,
         clock: Clock,
     ) -> Result<Self, StoreFault> {
-        let terms = Terms::new(outbox, clock);
+        Self::holding(Terms::new(outbox, clock), &accounts.pins())
+    }
+
+    pub(super) fn holding(terms: Terms, pins: &[(String, String)]) -> Result<Self, StoreFault> {
         let connection = schema::in_memory().map_err(fault)?;
-        rows::begin(&connection, &pins(accounts), terms.now()).map_err(fault)?;
+        rows::begin(&connection, pins, terms.now()).map_err(fault)?;
         Ok(Self {
             connection: Mutex::new(connection),
             terms,

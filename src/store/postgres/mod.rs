@@ -12,6 +12,7 @@
 
 mod checks;
 mod fault;
+mod ground;
 mod pool;
 mod schema;
 mod session;
@@ -41,6 +42,7 @@ use crate::config::PostgresStore;
 use pool::{Pool, Task, Work};
 
 pub use fault::{Fault, OpenError};
+pub use ground::{GROUND, Ground};
 pub use session::{Connector, Session};
 
 /// Work that may wait for a connection: more than the gate runs at once.

@@ -146,3 +146,60 @@ create view tikigate.records as
         created_at, updated_at, may_run_until, expires_at, alarmed, declared,
         answer_status, field_names, field_texts
     from tikigate.record;
+
+-- The outbox: notices for Tiki. All times here are this server's.
+create table tikigate.delivery (
+    id bigint generated always as identity primary key,
+    client text collate "C" not null,
+    base_url text collate "C" not null,
+    tiki_transaction_id text collate "C" not null,
+    transaction_id text collate "C" not null,
+    -- What whoever works on the transaction holds the advisory lock of: a hash of the three that name it.
+    transaction_lock bigint not null,
+    status text collate "C" not null,
+    amount text not null,
+    state text not null check (state in ('pending', 'delivered', 'failed', 'cancelled', 'superseded')),
+    step text not null check (step in ('send', 'ask')),
+    place bigint not null,
+    tries bigint not null,
+    asks bigint not null,
+    maybe_taken boolean not null,
+    refusal text,
+    flight bigint not null,
+    -- Until then the gate that took it may be trying it.
+    flying_until timestamptz,
+    next_at timestamptz not null,
+    created_at timestamptz not null,
+    opened_at timestamptz not null,
+    updated_at timestamptz not null,
+    generation bigint not null,
+    outcome text,
+    tell_at timestamptz,
+    tellings bigint not null,
+    -- What it counts for in delivery_bytes.
+    size bigint not null,
+    -- One a line: [microseconds since 1970, what, by whom, detail].
+    events text not null,
+    body bytea not null
+);
+
+create unique index delivery_message
+    on tikigate.delivery (tiki_transaction_id, transaction_id, client, status);
+create index delivery_partners on tikigate.delivery (transaction_id);
+create index delivery_due on tikigate.delivery (client, base_url, next_at) where state = 'pending';
+create index delivery_over on tikigate.delivery (updated_at) where state <> 'pending';
+create index delivery_failed on tikigate.delivery (id) where state = 'failed';
+create index delivery_to_tell on tikigate.delivery (tell_at) where tell_at is not null;
+
+-- How many bytes the deliveries take: the sum over the rows. Each connection adds to a row of its own.
+create table tikigate.delivery_bytes (
+    shard integer primary key,
+    bytes bigint not null default 0
+) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+insert into tikigate.delivery_bytes (shard) select generate_series(0, 63);
+
+create view tikigate.notices as
+    select 'out-' || id as notice, state, step, client, base_url, tiki_transaction_id, transaction_id,
+        status, amount, tries, asks, maybe_taken, outcome, flying_until, created_at, updated_at, next_at,
+        convert_from(body, 'UTF8') as body
+    from tikigate.delivery;

@@ -1,0 +1,170 @@
+//! The outboxes in SQLite pass every outbox's suite, and a file keeps what it was told.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::Outbox;
+use super::conformance::{Fixture, Raise, Setting, TAKEN, clock, posting, suite};
+use super::sqlite::{MemoryOutbox, SqliteOutbox, Terms};
+use super::types::{Accepted, State, Step};
+use crate::clock::Clock;
+use crate::ledger::{Ledger as _, SqliteLedger};
+use crate::store::sqlite::{Database, Options};
+
+fn options(directory: &Path) -> Options {
+    Options {
+        path: directory.join("tikigate.db"),
+        watermark: directory.join("tikigate.mark"),
+        require_existing: false,
+        safe_filesystem: false,
+        new_id: "0123456789abcdef".to_owned(),
+    }
+}
+
+/// In memory where there is such a place: what is asked here needs files, and no disk to wait for.
+fn quick_directory() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
+}
+
+fn database(directory: &Path) -> Arc<Database> {
+    Arc::new(Database::open(options(directory)).unwrap().0)
+}
+
+fn terms(setting: &Setting, clock: &Clock) -> Terms {
+    Terms {
+        policy: setting.policy,
+        max_bytes: setting.max_bytes,
+        keep: setting.keep,
+        clock: clock.clone(),
+    }
+}
+
+async fn open_over(
+    database: &Arc<Database>,
+    setting: &Setting,
+    clock: &Clock,
+) -> (Arc<SqliteOutbox>, u64) {
+    let opening = SqliteOutbox::over(
+        Arc::clone(database),
+        terms(setting, clock),
+        setting.pins.clone(),
+    );
+    let (outbox, lapsed) = opening.await.unwrap();
+    (Arc::new(outbox), lapsed)
+}
+
+fn raise(database: &Arc<Database>, clock: &Clock) -> Raise {
+    let (database, clock) = (Arc::clone(database), clock.clone());
+    Box::new(move || {
+        let (database, clock) = (Arc::clone(&database), clock.clone());
+        Box::pin(async move {
+            let (ledger, _) = SqliteLedger::open(database, clock).await.unwrap();
+            let cause = "a backup was put back".to_owned();
+            ledger.enter_quarantine(cause).await.unwrap();
+        })
+    })
+}
+
+mod file {
+    use super::*;
+
+    suite!(super::open);
+
+    async fn open(setting: Setting) -> Fixture {
+        let directory = quick_directory();
+        let (clock, hands) = clock();
+        let database = database(directory.path());
+        let (outbox, lapsed) = open_over(&database, &setting, &clock).await;
+        assert_eq!(lapsed, 0);
+        Fixture {
+            other: Arc::clone(&outbox) as Arc<dyn Outbox>,
+            outbox,
+            raise: Some(raise(&database, &clock)),
+            clock,
+            hands,
+            _held: Box::new((database, directory)),
+        }
+    }
+}
+
+mod memory {
+    use super::*;
+
+    suite!(super::open);
+
+    async fn open(setting: Setting) -> Fixture {
+        let (clock, hands) = clock();
+        let outbox = MemoryOutbox::holding(terms(&setting, &clock), &setting.pins).unwrap();
+        let outbox: Arc<dyn Outbox> = Arc::new(outbox);
+        Fixture {
+            other: Arc::clone(&outbox),
+            outbox,
+            clock,
+            hands,
+            raise: None,
+            _held: Box::new(()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_start_finds_what_its_forerunner_was_trying() {
+    let directory = quick_directory();
+    let (clock, hands) = clock();
+    let setting = Setting::default();
+    let database_before = database(directory.path());
+    let (outbox, _) = open_over(&database_before, &setting, &clock).await;
+    for name in ["sent", "asked", "waits"] {
+        let accepted = outbox.post(posting(name, "SUCCESS", "1000")).await;
+        assert!(matches!(accepted, Ok(Accepted::Stored(_))));
+        hands.advance(Duration::from_secs(1));
+    }
+    let mut held = posting("held", "SUCCESS", "1000");
+    held.base_url = "https://tiki.example/new".to_owned();
+    outbox.post(held).await.unwrap();
+    let flights = outbox.take(2).await.unwrap().flights;
+    assert_eq!(flights.len(), 2);
+    drop(outbox);
+    database_before.close().await;
+    drop(database_before);
+
+    // The accounts are others now, too.
+    let moved = Setting {
+        pins: vec![("c".to_owned(), "https://tiki.example/new".to_owned())],
+        ..setting.clone()
+    };
+    let database_after = database(directory.path());
+    let (outbox, lapsed) = open_over(&database_after, &moved, &clock).await;
+    assert_eq!(lapsed, 2);
+    let stats = outbox.stats().await.unwrap();
+    assert_eq!((stats.pending, stats.held), (4, 3));
+    let taken = outbox.take(10).await.unwrap().flights;
+    let ids: Vec<_> = taken
+        .iter()
+        .map(|one| &*one.delivery.transaction_id)
+        .collect();
+    assert_eq!(ids, ["p-held"]);
+    drop(outbox);
+    database_after.close().await;
+    drop(database_after);
+
+    let database_again = database(directory.path());
+    let (outbox, lapsed) = open_over(&database_again, &setting, &clock).await;
+    assert_eq!(lapsed, 1);
+    let lapsed = outbox.get(flights[0].delivery.id).await.unwrap().unwrap();
+    assert_eq!((lapsed.state, lapsed.step), (State::Pending, Step::Send));
+    assert!(lapsed.maybe_taken && lapsed.flying_until.is_none());
+    assert_eq!(lapsed.events.last().unwrap().what, "lapsed");
+    // An answer that comes over to the next life is still worth knowing.
+    let late = outbox.record(flights[0].clone(), TAKEN).await.unwrap();
+    assert_eq!(late.state, State::Delivered);
+    let taken = outbox.take(10).await.unwrap().flights;
+    let ids: Vec<_> = taken
+        .iter()
+        .map(|one| &*one.delivery.transaction_id)
+        .collect();
+    assert_eq!(ids, ["p-asked", "p-waits"]);
+}
