@@ -164,6 +164,7 @@ fn summary(delivery: &Delivery) -> Value {
         outcome,
         tell_at,
         tellings: _,
+        held,
         events: _,
     } = delivery;
     let pending = *state == State::Pending;
@@ -176,7 +177,8 @@ fn summary(delivery: &Delivery) -> Value {
         "state": state.as_str(),
         "outcome": outcome.map(Outcome::as_str),
         "code": code,
-        "refund_customer": outcome.is_some_and(Outcome::means_refund),
+        "refund_customer": delivery.means_refund(),
+        "held": held,
         "client": client,
         "base_url": base_url,
         "tiki_transaction_id": tiki_transaction_id,
@@ -192,7 +194,7 @@ fn summary(delivery: &Delivery) -> Value {
         "created_at": time(*created_at),
         "opened_at": time(*opened_at),
         "updated_at": time(*updated_at),
-        "backend_told": tell_at.is_none(),
+        "tells_backend": tell_at.is_some(),
     })
 }
 

@@ -69,7 +69,10 @@ impl Control {
         let connections = || {
             let outbound = control.outbound.as_ref();
             control.connections.connections()
-                + outbound.map_or(0, |outbound| outbound.connections.connections())
+                + outbound.map_or(0, |outbound| {
+                    let at_tiki = outbound.in_flight.load(Ordering::Relaxed);
+                    outbound.connections.connections() + at_tiki
+                })
         };
         life.drain(
             &control.common,

@@ -1,6 +1,7 @@
 //! The outbound direction: a thread with the listener, the way to Tiki, and the courier of the outbox.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use tokio::sync::Notify;
 
@@ -42,6 +43,8 @@ pub(super) struct Handle {
     pub(super) outbox: Option<Arc<dyn Outbox>>,
     /// Looks into the outbox again.
     pub(super) wake: Arc<Notify>,
+    /// Deliveries that are at Tiki.
+    pub(super) in_flight: Arc<AtomicUsize>,
 }
 
 impl Outbound {
@@ -56,9 +59,10 @@ impl Outbound {
         let (Some(outbound), Some(accounts)) = (&settings.outbound, common.accounts()) else {
             return Ok(None);
         };
-        let outbox = match outbound.delivery {
-            Delivery::Outbox => Some(open(outbound, accounts, backing, clock)?),
-            Delivery::Direct => None,
+        let outbox = match (outbound.delivery, backing) {
+            (Delivery::Direct, Backing::Memory) => None,
+            // With direct delivery, too: what was accepted before is still to be delivered.
+            _ => Some(open(outbound, accounts, backing, clock)?),
         };
         let listener = server::bind(&outbound.listen, 1)?
             .pop()
@@ -84,6 +88,7 @@ impl Outbound {
             connections: Arc::clone(&self.connections),
             outbox: self.outbox.clone(),
             wake: Arc::default(),
+            in_flight: Arc::default(),
         }
     }
 
@@ -113,6 +118,7 @@ impl Outbound {
                 settings,
                 Arc::clone(metrics),
                 handle.wake,
+                handle.in_flight,
                 stops,
             )
         });

@@ -237,6 +237,10 @@ fn delivery(shown: &Value, out: &mut Writer<'_>) -> Result<(), Failure> {
     }
     let noted = [
         ("in_flight", "it is being tried right now"),
+        (
+            "held",
+            "its account is not configured any more: it waits for that",
+        ),
         ("maybe_taken", "Tiki may have taken an earlier try"),
         (
             "refund_customer",
@@ -284,6 +288,7 @@ fn say(client: &AdminClient, what: &str, word: &Say, out: &mut Writer<'_>) -> Re
     let now = client.post(&format!("{}/{what}", path_of(&word.id)), &body)?;
     delivery(&now, out)?;
     let consequence = match what {
+        "retry" if now["held"] == json!(true) => "it is tried once its account is configured again",
         "retry" => "it is tried now",
         _ => "it is not sent again, unless it is posted again",
     };
@@ -309,6 +314,7 @@ fn state(delivery: &Value) -> String {
     match (delivery["outcome"].as_str(), delivery["code"].as_u64()) {
         (Some("refused"), Some(code)) => format!("{state} (refused, code {code})"),
         (Some(outcome), _) if state == "failed" => format!("{state} ({})", escape(outcome)),
+        _ if delivery["held"] == json!(true) => format!("{state} (held)"),
         _ => state,
     }
 }

@@ -20,12 +20,24 @@ pub(super) enum Socket {
     Tls(Box<TlsStream<TcpUnderTls>>),
 }
 
+impl Socket {
+    /// Bytes that TLS gave to the system; without TLS none, since there a write tells by itself.
+    fn raw_written(&self) -> u64 {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => 0,
+            Self::Tls(stream) => stream.get_ref().0.written,
+        }
+    }
+}
+
 /// What TLS reads and writes. While it is [asking](Self::ask_the_system), a read goes to the system
 /// right away and wakes nobody: the runtime's own notion may be one turn of its event loop behind.
 #[derive(Debug)]
 pub(super) struct TcpUnderTls {
     stream: TcpStream,
     asking: bool,
+    /// Bytes the system took over, TLS's own among them.
+    written: u64,
 }
 
 impl TcpUnderTls {
@@ -33,6 +45,7 @@ impl TcpUnderTls {
         Self {
             stream,
             asking: false,
+            written: 0,
         }
     }
 
@@ -68,7 +81,11 @@ impl AsyncWrite for TcpUnderTls {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(wrote)) = &polled {
+            self.written += *wrote as u64;
+        }
+        polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -99,9 +116,16 @@ impl Meter {
         self.received.store(0, Ordering::Relaxed);
     }
 
-    /// Bytes the system, or TLS, took over for the backend. Zero proves that it got nothing.
+    /// Bytes the system, or TLS, took over for the backend; over TLS more than were written. Zero proves
+    /// that it got nothing.
     pub(super) fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that TLS gave to the system while it was writing: though the write as a whole may have failed,
+    /// they are gone.
+    fn add_raw(&self, bytes: u64) {
+        self.written.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Bytes that came from the backend.
@@ -231,11 +255,13 @@ impl AsyncWrite for MeteredStream {
         if self.meter.write_failed() {
             return Poll::Ready(Ok(bytes.len()));
         }
+        let before = self.socket.raw_written();
         let polled = match &mut self.socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Socket::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
             Socket::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         };
+        self.meter.add_raw(self.socket.raw_written() - before);
         polled.map(|wrote| Ok(self.account(wrote, bytes.len())))
     }
 
@@ -248,11 +274,13 @@ impl AsyncWrite for MeteredStream {
         if self.meter.write_failed() {
             return Poll::Ready(Ok(offered));
         }
+        let before = self.socket.raw_written();
         let polled = match &mut self.socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Socket::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Socket::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         };
+        self.meter.add_raw(self.socket.raw_written() - before);
         polled.map(|wrote| Ok(self.account(wrote, offered)))
     }
 

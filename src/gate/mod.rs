@@ -266,7 +266,10 @@ impl Common {
             addresses: AddressLimits::new(server.per_address, clock.clone()),
             draining: AtomicBool::new(false),
         };
-        let outbound_metrics = Arc::new(OutboundMetrics::new(&outbox::Report::WORDS));
+        let outbound_metrics = Arc::new(OutboundMetrics::new(
+            &outbox::Report::WORDS,
+            &outbox::Outcome::WORDS,
+        ));
         let outbound = match &settings.outbound {
             None => None,
             Some(outbound) => Some(Outbound {

@@ -11,7 +11,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -73,6 +73,9 @@ struct Shard {
 pub struct Signatures {
     shards: Vec<Mutex<Shard>>,
     per_shard: usize,
+    /// Those that the gate made itself, in a memory of their own: however many calls go out, no call that
+    /// comes in finds less room. Empty as long as none was made.
+    ours: OnceLock<Box<Signatures>>,
 }
 
 impl Signatures {
@@ -81,6 +84,7 @@ impl Signatures {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             per_shard: max.div_ceil(SHARDS).max(1),
+            ours: OnceLock::new(),
         }
     }
 
@@ -98,6 +102,7 @@ impl Signatures {
         now: Duration,
         lifetime: Duration,
     ) -> Result<bool, Refusal> {
+        self.refuse_ours(key, now)?;
         let mut shard = self.shard(key);
         shard.forget_expired(now);
         if let Some(entry) = shard.entries.get(&key) {
@@ -118,7 +123,11 @@ impl Signatures {
 
     /// Remembers a signature that the gate made itself: it counts on no route. Whether there was room.
     pub(super) fn is_ours(&self, key: SignatureKey, now: Duration, lifetime: Duration) -> bool {
-        self.bind(key, OURS, false, now, lifetime).is_ok()
+        let ours = self.ours.get_or_init(|| {
+            let max = self.per_shard.saturating_mul(SHARDS);
+            Box::new(Signatures::new(max))
+        });
+        ours.bind(key, OURS, false, now, lifetime).is_ok()
     }
 
     /// Whether the signature was accepted on this route in its time and answered 5xx; ties nothing.
@@ -132,6 +141,7 @@ impl Signatures {
         once: bool,
         now: Duration,
     ) -> Result<bool, Refusal> {
+        self.refuse_ours(key, now)?;
         let mut shard = self.shard(key);
         shard.forget_expired(now);
         match shard.entries.get(&key) {
@@ -187,6 +197,19 @@ impl Signatures {
             .iter()
             .map(|shard| lock(shard).entries.len())
             .sum()
+    }
+
+    /// Refuses what the gate made itself: it counts on no route.
+    fn refuse_ours(&self, key: SignatureKey, now: Duration) -> Result<(), Refusal> {
+        let Some(ours) = self.ours.get() else {
+            return Ok(());
+        };
+        let mut shard = ours.shard(key);
+        shard.forget_expired(now);
+        match shard.entries.contains_key(&key) {
+            true => Err(Refusal::Replayed(Reuse::OtherRoute)),
+            false => Ok(()),
+        }
     }
 
     fn shard(&self, key: SignatureKey) -> MutexGuard<'_, Shard> {

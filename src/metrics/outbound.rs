@@ -71,6 +71,9 @@ pub struct OutboundMetrics {
     /// Words of what can come of a try from the outbox.
     results: &'static [&'static str],
     attempts: Cells,
+    /// Words of how a delivery can end.
+    outcomes: &'static [&'static str],
+    ended: Cells,
     seconds: Vec<Histogram>,
     codes: Vec<Cells>,
     confirmations: Cells,
@@ -78,11 +81,13 @@ pub struct OutboundMetrics {
 
 impl OutboundMetrics {
     /// With a counter for each of these words.
-    pub fn new(results: &'static [&'static str]) -> Self {
+    pub fn new(results: &'static [&'static str], outcomes: &'static [&'static str]) -> Self {
         let calls = OutboundCall::ALL;
         Self {
             results,
             attempts: Cells::new(results.len()),
+            outcomes,
+            ended: Cells::new(outcomes.len()),
             seconds: calls.map(|_| Histogram::new(&cells::DURATION)).into(),
             codes: calls.map(|_| Cells::new(CODES + 1)).into(),
             confirmations: Cells::new(Confirmation::ALL.len()),
@@ -103,6 +108,13 @@ impl OutboundMetrics {
     pub fn attempt(&self, result: &str) {
         if let Some(slot) = self.results.iter().position(|word| *word == result) {
             self.attempts.add(slot);
+        }
+    }
+
+    /// Counts a delivery that ended, by how.
+    pub fn ended(&self, outcome: &str) {
+        if let Some(slot) = self.outcomes.iter().position(|word| *word == outcome) {
+            self.ended.add(slot);
         }
     }
 
@@ -159,6 +171,14 @@ impl OutboundMetrics {
         );
         for (slot, result) in self.results.iter().enumerate() {
             out.sample(&[("result", result)], self.attempts.read(slot));
+        }
+        out.family(
+            Kind::Counter,
+            "tikigate_outbox_ended_total",
+            "Tries of the outbox that ended a delivery, by how it ended.",
+        );
+        for (slot, outcome) in self.outcomes.iter().enumerate() {
+            out.sample(&[("outcome", outcome)], self.ended.read(slot));
         }
         let Some(outbox) = outbox else { return };
         let mut gauge = |name, help, value: f64| {

@@ -30,7 +30,7 @@ use crate::config::{self, Delivery};
 use crate::failpoint;
 use crate::metrics::{OutboundCall, OutboundMetrics};
 use crate::net::Arrived;
-use crate::tiki::{Content, PayloadKind, envelope, parse_message};
+use crate::tiki::{Content, Decimal, PayloadFault, PayloadKind, envelope, parse_message};
 
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-tikigate-attempts");
 const DELIVERY: HeaderName = HeaderName::from_static("x-tikigate-delivery");
@@ -280,6 +280,12 @@ impl Listener {
         let Content::TransactionIpn(ipn) = message.content() else {
             return Err(Refusal::LedgerUnavailable);
         };
+        if Decimal::parse(&ipn.transaction_amount.to_string()).is_err() {
+            return Err(Refusal::InvalidPayload(PayloadFault::Field {
+                pointer: "/transaction_amount".to_owned(),
+                problem: "must have at most 40 digits, written out".into(),
+            }));
+        }
         let posting = Posting {
             client: account.id.to_string(),
             base_url: account.base_url.to_string(),
@@ -397,8 +403,8 @@ fn target_fault(target: &str, path: &str) -> Option<&'static str> {
     if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Some("raw bytes in the target: write spaces and letters beyond ASCII as %XX");
     }
-    if target.contains('\\') || target.contains('#') {
-        return Some("the target must not hold a backslash or `#`");
+    if target.contains('\\') {
+        return Some("the target must not hold a backslash");
     }
     let dots = |segment: &str| {
         let plain = segment.to_ascii_lowercase().replace("%2e", ".");
@@ -408,12 +414,24 @@ fn target_fault(target: &str, path: &str) -> Option<&'static str> {
         .to_ascii_lowercase()
         .replace("%2f", "/")
         .replace("%5c", "/");
+    let almost = plain_path.trim_end_matches('/').trim_start_matches('/');
+    if path != IPN_PATH && percent_decoded(almost) == IPN_PATH.trim_start_matches('/') {
+        // It would go past the outbox and its checks.
+        return Some("write /payment/ipn exactly so");
+    }
     if plain_path.split('/').any(dots) {
         return Some(
             "the path must not hold `.` or `..` as a segment: it stays below the base URL",
         );
     }
     None
+}
+
+/// With whatever escapes stand for.
+fn percent_decoded(path: &str) -> String {
+    // Of a form's coding this is the part that paths have too; a plus is no part of what is looked for.
+    let decoded = form_urlencoded::parse(path.as_bytes()).next();
+    decoded.map_or_else(String::new, |(name, _)| name.into_owned())
 }
 
 fn check_encoding(headers: &HeaderMap) -> Result<(), Refusal> {

@@ -81,12 +81,18 @@ pub fn read_ipn_reply(status: u16, body: &[u8]) -> IpnReply {
         (500, None, Some(Value::Null)) => match reply.member("error").map(|e| e.member("code")) {
             Some(Some(Value::String(code))) => match ReplyCode::read(code) {
                 Some(ReplyCode::SystemError) => IpnReply::Again,
+                // A word where a number is due is somebody else's: a gateway's in between, perhaps.
+                None if !is_number(code) => IpnReply::Again,
                 refused => IpnReply::Refused(refused),
             },
             _ => IpnReply::Again,
         },
         _ => IpnReply::Again,
     }
+}
+
+fn is_number(code: &str) -> bool {
+    !code.is_empty() && code.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn is_success(data: &Value<'_>) -> bool {

@@ -92,6 +92,7 @@ pub(crate) fn outbound(
     let accounts = read_accounts(accounts, clients, &mut way, context);
     let paths = called_paths(paths, context.problems);
     let (forward_headers, headers_fit) = routes::forwarded(forward_headers, context.problems);
+    let headers_fit = headers_fit && token_stays(has_token, &forward_headers, context.problems);
     let body_limit = size(body_limit, 64 << 10, 1..=16 << 20, context.problems);
     let answer_limit = size(answer_limit, 1 << 20, 1..=16 << 20, context.problems);
     let delivery = delivery.or(Delivery::Outbox).value;
@@ -172,6 +173,19 @@ fn read_token(
     let read = secrets::read(value, &place, context)?;
     server::usable_token(&read, context.problems)?;
     Some(Some(read.secret))
+}
+
+/// Whoever forwards `Authorization` would send the gate's own token to Tiki.
+fn token_stays(has_token: bool, forwarded: &[At<HeaderName>], problems: &mut Problems) -> bool {
+    let authorization = forwarded
+        .iter()
+        .find(|name| name.value == http::header::AUTHORIZATION);
+    let Some(name) = authorization.filter(|_| has_token) else {
+        return true;
+    };
+    let message = "carries outbound.token, which must not leave";
+    problems.error(&name.place, "owned_header", message);
+    false
 }
 
 fn timeouts(
@@ -261,7 +275,8 @@ fn read_outbox(
     let keep = duration(
         pauses.keep,
         30 * DAY,
-        Duration::from_secs(1)..=1000 * DAY,
+        // A backend posts again for as long as it may be told to.
+        2 * DAY..=1000 * DAY,
         problems,
     );
     Outbox {

@@ -202,7 +202,7 @@ fn bounds_hold_for_outbound_keys() {
         ("longest_pause = \"25h\"", "longest_pause"),
         ("give_up_after = \"31d\"", "give_up_after"),
         ("max_bytes = \"1KiB\"", "max_bytes"),
-        ("keep = \"0s\"", "keep"),
+        ("keep = \"47h\"", "keep"),
         ("max_deliveries = 1025", "max_deliveries"),
         ("confirm_within = \"5s\"", "confirm_within"),
     ] {

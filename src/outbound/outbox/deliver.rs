@@ -27,6 +27,8 @@ pub(in crate::outbound) const IPN_PATH: &str = "/payment/ipn";
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// At least between two looks: what another gate works on right now is due all the time.
 const LOOK_AT_MOST: Duration = Duration::from_millis(20);
+/// Seconds that a delivery may wait for its turn: under [`MAY_BEGIN`](super::rules::MAY_BEGIN).
+const TURNS_WITHIN: usize = 30;
 /// Between two tries of a store that fails.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 /// Between two looks for deliveries that were over for long enough, and how many are forgotten at once.
@@ -44,7 +46,7 @@ pub struct Courier {
     wake: Arc<Notify>,
     draining: CancellationToken,
     abort: CancellationToken,
-    in_flight: AtomicUsize,
+    in_flight: Arc<AtomicUsize>,
 }
 
 impl Courier {
@@ -56,25 +58,24 @@ impl Courier {
         settings: &config::Outbox,
         metrics: Arc<OutboundMetrics>,
         wake: Arc<Notify>,
+        in_flight: Arc<AtomicUsize>,
         [draining, abort]: [CancellationToken; 2],
     ) -> Arc<Self> {
         Arc::new(Self {
             tiki,
             limit: Limit::new(settings.rate),
-            max_deliveries: settings.max_deliveries,
+            // What waits for its turn at the rate must get it while it may still begin.
+            max_deliveries: settings
+                .max_deliveries
+                .min((settings.rate.per_second as usize).saturating_mul(TURNS_WITHIN)),
             teller: settings.notify.as_ref().map(Teller::new),
             outbox,
             metrics,
             wake,
             draining,
             abort,
-            in_flight: AtomicUsize::new(0),
+            in_flight,
         })
-    }
-
-    /// Deliveries that are being tried.
-    pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
     }
 
     /// Delivers until the drain, and then finishes what it began.
@@ -141,6 +142,9 @@ impl Courier {
         let recorded = self.surely(|| self.outbox.record(flight.clone(), report.clone()));
         if let Some(delivery) = recorded.await {
             failpoint::reach("outbox_recorded");
+            if let Some(outcome) = delivery.outcome {
+                self.metrics.ended(outcome.as_str());
+            }
             log(&delivery, &report);
         }
     }
@@ -149,8 +153,13 @@ impl Courier {
     async fn attempt(&self, flight: &Flight) -> Option<Report> {
         let delivery = &flight.delivery;
         let accounts = self.tiki.accounts();
-        let account = accounts.pinned(&delivery.client, &delivery.base_url)?;
-        let expected = delivery.expected()?;
+        let account = accounts.pinned(&delivery.client, &delivery.base_url);
+        let (Some(account), Some(expected)) = (account, delivery.expected()) else {
+            // Never so by what the listener lets in; put off like any other trouble, so that it stands
+            // in nobody's way and ends in its time.
+            let why = "it can't be sent as it is stored, or its account is gone";
+            return Some(Report::NotSent(why.to_owned()));
+        };
         let in_time = || Instant::now() < flight.valid_until;
         let deadline = self.tiki.deadline();
         let began = Instant::now();
@@ -207,10 +216,17 @@ impl Courier {
     async fn keep_telling(&self) {
         let Some(teller) = &self.teller else { return };
         loop {
-            let due = self.outbox.to_tell(self.max_deliveries).await;
-            for delivery in due.unwrap_or_default() {
+            let due = match self.outbox.to_tell(self.max_deliveries).await {
+                Ok(due) => due,
+                Err(error) => {
+                    tracing::warn!(%error, "which failed deliveries to tell the backend of can't be read now");
+                    Vec::new()
+                }
+            };
+            for delivery in due {
                 let heard = teller.tell(&delivery).await;
-                self.surely(|| self.outbox.told(delivery.id, heard)).await;
+                self.surely(|| self.outbox.told(delivery.clone(), heard))
+                    .await;
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -253,11 +269,19 @@ fn log(delivery: &Delivery, report: &Report) {
     } = delivery;
     let result = report.as_str();
     match (delivery.state, delivery.outcome) {
+        (State::Failed, Some(Outcome::Refused(code))) if delivery.means_refund() => {
+            tracing::error!(
+                tikigate.delivery = %id, tikigate.client = client, tikigate.result = result,
+                tikigate.code = code.map_or_else(String::new, |code| code.to_string()),
+                tiki_transaction_id, transaction_id, tikigate.tries = tries,
+                "Tiki refused a payment notice for good: the customer is to be refunded"
+            )
+        }
         (State::Failed, Some(Outcome::Refused(code))) => tracing::error!(
             tikigate.delivery = %id, tikigate.client = client, tikigate.result = result,
             tikigate.code = code.map_or_else(String::new, |code| code.to_string()),
             tiki_transaction_id, transaction_id, tikigate.tries = tries,
-            "Tiki refused a payment notice for good: the customer is to be refunded"
+            "Tiki refused a payment notice for good"
         ),
         (State::Failed, outcome) => tracing::error!(
             tikigate.delivery = %id, tikigate.client = client, tikigate.result = result,

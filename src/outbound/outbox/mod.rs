@@ -64,8 +64,8 @@ pub trait Outbox: Send + Sync + 'static {
     /// Failed deliveries that the backend is to be told of now.
     fn to_tell(&self, limit: usize) -> Reply<Result<Vec<Delivery>, StoreFault>>;
 
-    /// Records whether the backend heard of it.
-    fn told(&self, id: DeliveryId, heard: bool) -> Reply<Result<(), StoreFault>>;
+    /// Records whether the backend heard of this failure.
+    fn told(&self, delivery: Delivery, heard: bool) -> Reply<Result<(), StoreFault>>;
 
     /// One delivery.
     fn get(&self, id: DeliveryId) -> Reply<Result<Option<Delivery>, StoreFault>>;

@@ -63,7 +63,13 @@ fn request(path: &str, host: &HeaderValue, delivery: &Delivery) -> Option<Reques
     let headers = request.headers_mut();
     headers.insert(HOST, host.clone());
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let key = HeaderValue::try_from(delivery.id.to_string()).ok()?;
+    // Another failure of the same delivery is another message, and so is another delivery that got the
+    // number of one that a restore forgot.
+    let key = format!(
+        "{}-{}-{}",
+        delivery.id, delivery.generation, delivery.flight
+    );
+    let key = HeaderValue::try_from(key).ok()?;
     headers.insert("idempotency-key", key);
     Some(request)
 }
@@ -84,7 +90,7 @@ fn body(delivery: &Delivery) -> String {
         "status": delivery.status,
         "outcome": outcome.as_str(),
         "code": code,
-        "refund_customer": outcome.means_refund(),
+        "refund_customer": delivery.means_refund(),
     })
     .to_string()
 }

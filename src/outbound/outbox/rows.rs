@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension as _, Row, named_params};
 
-use super::rules::{self, OVERHEAD, Policy};
+use super::rules::{self, FAR_AHEAD, OVERHEAD, Policy};
 use super::types::{
     Accepted, Delivery, DeliveryId, Event, Filter, Flight, Outcome, Page, Posting, Report, State,
     Stats, Step, Tidings, Word, WordFault,
@@ -15,10 +15,14 @@ type Sql<T> = rusqlite::Result<T>;
 
 const COLUMNS: &str = "id, client, base_url, tiki_transaction_id, transaction_id, status, amount, \
     state, step, place, tries, asks, maybe_taken, refusal, flight, flying_until, next_at, \
-    created_at, opened_at, updated_at, generation, outcome, tell_at, tellings, events, body";
+    created_at, opened_at, updated_at, generation, outcome, tell_at, tellings, events, body, held";
 
 /// Deliveries that are over and forgotten at once to make room for a new one.
 const EVICTED: i64 = 64;
+
+/// What Tiki may have taken is kept for so long at least, however little room there is: a notice that is
+/// posted again within it must be known.
+pub(super) const EVICTABLE_AFTER: Duration = Duration::from_secs(48 * 3600);
 
 /// Stores a notice, or finds the delivery that it is. Says whether anything was written.
 pub(super) fn post(
@@ -40,7 +44,7 @@ pub(super) fn post(
     let new = accepted.as_ref().err().map_or(0, |first| size(first));
     // What is opened again may have a longer body than before.
     let growth = (sum(&siblings) + new).saturating_sub(sum(&before));
-    if growth > 0 && !make_room(connection, posting, growth, max_bytes)? {
+    if growth > 0 && !make_room(connection, posting, growth, max_bytes, tidings.now)? {
         return Ok((Accepted::Full, true));
     }
     let accepted = match accepted {
@@ -62,6 +66,7 @@ fn make_room(
     posting: &Posting,
     wanted: usize,
     max_bytes: usize,
+    now: SystemTime,
 ) -> Sql<bool> {
     let most = i64::try_from(max_bytes).unwrap_or(i64::MAX);
     let wanted = i64::try_from(wanted).unwrap_or(i64::MAX);
@@ -80,14 +85,34 @@ fn make_room(
     } = posting;
     let (tiki_transaction_id, transaction_id) =
         (&expected.tiki_transaction_id, &expected.transaction_id);
-    connection
+    let horizon = micros(
+        now.checked_sub(EVICTABLE_AFTER)
+            .unwrap_or(SystemTime::UNIX_EPOCH),
+    );
+    let evicted = connection
         .prepare_cached(
-            "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox INDEXED BY outbox_over \
-             WHERE state <> 'pending' AND state <> 'failed' AND NOT \
+            "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox INDEXED BY outbox_unsent \
+             WHERE (state = 'cancelled' OR state = 'superseded') AND maybe_taken = 0 AND NOT \
              (tiki_transaction_id = ?1 AND transaction_id = ?2 AND client = ?3) \
              ORDER BY updated_at LIMIT ?4)",
         )?
         .execute((tiki_transaction_id, transaction_id, client, EVICTED))?;
+    if evicted == 0 {
+        connection
+            .prepare_cached(
+                "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox INDEXED BY outbox_over \
+                 WHERE state <> 'pending' AND state <> 'failed' AND updated_at < ?5 AND NOT \
+                 (tiki_transaction_id = ?1 AND transaction_id = ?2 AND client = ?3) \
+                 ORDER BY updated_at LIMIT ?4)",
+            )?
+            .execute((
+                tiki_transaction_id,
+                transaction_id,
+                client,
+                EVICTED,
+                horizon,
+            ))?;
+    }
     fits()
 }
 
@@ -111,7 +136,9 @@ pub(super) fn take(connection: &Connection, limit: usize, tidings: Tidings) -> S
     )?;
     // More than that: of some there is a later state that isn't due yet.
     let looked_at = i64::try_from(limit.saturating_mul(4).saturating_add(16)).unwrap_or(i64::MAX);
-    let transactions = select
+    let far_ahead = micros(tidings.now + FAR_AHEAD);
+    let mut transactions = put_off_too_far(connection, far_ahead, looked_at)?;
+    let due = select
         .query_map((now, looked_at), |row| {
             Ok((
                 row.get::<_, String>(0)?,
@@ -120,12 +147,26 @@ pub(super) fn take(connection: &Connection, limit: usize, tidings: Tidings) -> S
             ))
         })?
         .collect::<Sql<Vec<_>>>()?;
+    transactions.extend(due);
     let mut taken = Vec::new();
     for (client, tiki_transaction_id, transaction_id) in transactions {
         if taken.len() >= limit {
             break;
         }
-        let mut siblings = siblings(connection, &client, &tiki_transaction_id, &transaction_id)?;
+        let found = siblings(connection, &client, &tiki_transaction_id, &transaction_id);
+        let mut siblings = match found {
+            Err(rusqlite::Error::InvalidColumnType(column, ..)) => {
+                // Of a newer version, or changed by hand: the others are delivered all the same.
+                tracing::error!(
+                    tiki_transaction_id,
+                    transaction_id,
+                    column,
+                    "a delivery can't be read, and so not be delivered"
+                );
+                continue;
+            }
+            found => found?,
+        };
         let before = siblings.clone();
         let index = rules::take(&mut siblings, tidings);
         save_changed(connection, &before, &siblings)?;
@@ -144,6 +185,23 @@ pub(super) fn take(connection: &Connection, limit: usize, tidings: Tidings) -> S
         .optional()?;
     let next_in = next_at.map(|at| time(at).duration_since(tidings.now).unwrap_or_default());
     Ok(Due { taken, next_in })
+}
+
+/// Transactions whose delivery was put off by a clock that was far ahead then.
+fn put_off_too_far(
+    connection: &Connection,
+    far_ahead: i64,
+    limit: i64,
+) -> Sql<Vec<(String, String, String)>> {
+    let mut select = connection.prepare_cached(
+        "SELECT client, tiki_transaction_id, transaction_id FROM outbox INDEXED BY outbox_due \
+         WHERE state = 'pending' AND held = 0 AND next_at >= ?1 AND flying_until IS NULL \
+         ORDER BY next_at LIMIT ?2",
+    )?;
+    let rows = select.query_map((far_ahead, limit), |row| {
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+    })?;
+    rows.collect()
 }
 
 /// Records what became of a try.
@@ -192,13 +250,13 @@ pub(super) fn to_tell(
 /// Records whether the backend heard of it.
 pub(super) fn told(
     connection: &Connection,
-    id: DeliveryId,
+    told: &Delivery,
     heard: bool,
     policy: Policy,
     tidings: Tidings,
 ) -> Sql<()> {
-    if let Some(mut delivery) = get(connection, id)? {
-        rules::told(&mut delivery, heard, policy, tidings);
+    if let Some(mut delivery) = get(connection, told.id)? {
+        rules::told(&mut delivery, told, heard, policy, tidings);
         update(connection, &delivery)?;
     }
     Ok(())
@@ -255,16 +313,40 @@ pub(super) fn begin(
     Ok(flying.len() as u64)
 }
 
-/// Forgets what was over for long enough.
-pub(super) fn sweep(connection: &Connection, before: SystemTime, limit: usize) -> Sql<u64> {
+/// Forgets what was over for long enough, and gives up what no account delivers any more. Returns how
+/// many it did something about.
+pub(super) fn sweep(
+    connection: &Connection,
+    before: SystemTime,
+    limit: usize,
+    policy: Policy,
+    now: SystemTime,
+) -> Sql<u64> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut select = connection.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM outbox WHERE state = 'pending' AND held <> 0 AND opened_at <= ?1 \
+         AND flying_until IS NULL ORDER BY opened_at LIMIT ?2"
+    ))?;
+    let opened = now.checked_sub(policy.give_up_after);
+    let opened = micros(opened.unwrap_or(SystemTime::UNIX_EPOCH));
+    let held = select
+        .query_map((opened, limit), read)?
+        .collect::<Sql<Vec<_>>>()?;
+    let mut changed = 0;
+    for mut delivery in held {
+        if rules::give_up_held(&mut delivery, policy, now) {
+            update(connection, &delivery)?;
+            changed += 1;
+        }
+    }
     let deleted = connection
         .prepare_cached(
             "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox INDEXED BY outbox_over \
-             WHERE state <> 'pending' AND updated_at < ?1 ORDER BY updated_at LIMIT ?2)",
+             WHERE state <> 'pending' AND updated_at < ?1 AND tell_at IS NULL \
+             ORDER BY updated_at LIMIT ?2)",
         )?
         .execute((micros(before), limit))?;
-    Ok(deleted as u64)
+    Ok(deleted as u64 + changed)
 }
 
 /// One delivery.
@@ -330,7 +412,9 @@ pub(super) fn stats(connection: &Connection, now: SystemTime) -> Sql<Stats> {
     let all = count("SELECT count(*) FROM outbox")?;
     let held = all.saturating_sub(over + due);
     let oldest: Option<i64> = connection
-        .prepare_cached("SELECT min(opened_at) FROM outbox WHERE state = 'pending'")?
+        .prepare_cached(
+            "SELECT min(opened_at) FROM outbox INDEXED BY outbox_waiting WHERE state = 'pending'",
+        )?
         .query_row((), |row| row.get(0))?;
     Ok(Stats {
         pending: due + held,
@@ -339,7 +423,7 @@ pub(super) fn stats(connection: &Connection, now: SystemTime) -> Sql<Stats> {
             now.duration_since(time(at)).unwrap_or_default()
         }),
         failed: count(
-            "SELECT count(*) FROM outbox INDEXED BY outbox_over WHERE state <> 'pending' AND state = 'failed'",
+            "SELECT count(*) FROM outbox INDEXED BY outbox_failed WHERE state = 'failed'",
         )?,
         untold: count(
             "SELECT count(*) FROM outbox INDEXED BY outbox_to_tell WHERE tell_at IS NOT NULL",
@@ -507,6 +591,7 @@ fn read(row: &Row<'_>) -> Sql<Delivery> {
         events: events_of(row.get_ref(24)?.as_str().map_err(|_| odd(24))?)
             .ok_or_else(|| odd(24))?,
         body: Bytes::from(row.get::<_, Vec<u8>>(25)?),
+        held: row.get(26)?,
     })
 }
 

@@ -9,7 +9,7 @@ use super::types::{
 use crate::config;
 use crate::ledger::{NAME_LIMIT, REASON_LIMIT};
 use crate::outbound::status::Asked;
-use crate::tiki::{IpnReply, ReplyCode};
+use crate::tiki::{IpnReply, ReplyCode, TransactionStatus};
 
 /// Tries before the status is asked (docs/protocol.md, "Retries").
 pub(in crate::outbound) const TRIES: u32 = 3;
@@ -20,12 +20,22 @@ pub(in crate::outbound) const FLIGHT: Duration = Duration::from_secs(150);
 pub(in crate::outbound) const MAY_BEGIN: Duration = Duration::from_secs(60);
 
 /// Events that are kept of a delivery: the first ones, and the latest.
-const EVENTS: usize = 40;
-const FIRST_EVENTS: usize = 10;
-const DETAIL: usize = 200;
+const EVENTS: usize = 24;
+const FIRST_EVENTS: usize = 6;
+const DETAIL: usize = 80;
 
-/// What a delivery takes beside its body, in bytes: its columns, indexes and events.
-pub(in crate::outbound) const OVERHEAD: usize = 1024;
+/// The status that is not final.
+const PENDING: &str = "PENDING";
+
+/// Further ahead than any pause: the clock was wrong when it was put off.
+pub(super) const FAR_AHEAD: Duration = Duration::from_secs(2 * 86_400);
+
+/// The generation of what is posted while the store may have forgotten something: older than any.
+const DOUBTFUL: u64 = 0;
+
+/// What a delivery takes beside its body, in bytes, with its columns, indexes and as many events as there
+/// can be, but for people's reasons.
+pub(in crate::outbound) const OVERHEAD: usize = 3072;
 
 /// How deliveries are worked off, from the configuration.
 #[derive(Clone, Copy, Debug)]
@@ -75,25 +85,41 @@ pub(super) fn post(
         return Ok(Accepted::Conflict(other.id, what));
     }
     let finals = siblings.iter().find(|sibling| {
-        sibling.status != "PENDING" && !matches!(sibling.state, State::Cancelled | State::Failed)
+        let ended = matches!(sibling.state, State::Cancelled | State::Failed);
+        sibling.status != PENDING && (!ended || sibling.maybe_taken)
     });
+    let known = siblings.iter().position(|one| one.status == status);
     if let Some(is_final) = finals
-        && status == "PENDING"
+        && status == PENDING
     {
-        let known = siblings.iter().find(|sibling| sibling.status == status);
         // Said again, it is what it was; said for the first time, it comes too late.
-        return Ok(match known {
+        return Ok(match known.map(|index| &siblings[index]) {
             Some(known) => Accepted::Known(known.id, known.state),
             None => Accepted::Conflict(is_final.id, "this transaction has a final status already"),
         });
     }
     let place = 1 + siblings.iter().map(|one| one.place).max().unwrap_or(0);
-    let known = siblings.iter().position(|one| one.status == status);
-    let accepted = match known.map(|index| (index, siblings[index].state)) {
-        Some((index, state @ (State::Pending | State::Delivered))) => {
-            return Ok(Accepted::Known(siblings[index].id, state));
+    let accepted = match known {
+        Some(index) if matches!(siblings[index].state, State::Pending | State::Delivered) => {
+            let known = &siblings[index];
+            return Ok(match known.base_url == posting.base_url {
+                true => Accepted::Known(known.id, known.state),
+                false => Accepted::Conflict(
+                    known.id,
+                    "it was accepted for another base URL, and goes nowhere else: cancel that delivery first",
+                ),
+            });
         }
-        Some((index, _)) => {
+        Some(index) => {
+            // A repeat that comes late must not undo what was said since.
+            let counts = |one: &&Delivery| {
+                one.place > siblings[index].place
+                    && matches!(one.state, State::Pending | State::Delivered)
+            };
+            if let Some(later) = siblings.iter().find(counts) {
+                let what = "a later state of this transaction was posted: that one counts";
+                return Ok(Accepted::Conflict(later.id, what));
+            }
             let delivery = &mut siblings[index];
             reopen(delivery, tidings);
             // What it was pinned to may be gone: whoever posts says anew where it goes, and what.
@@ -120,9 +146,7 @@ pub(super) fn post(
 }
 
 fn first(posting: &Posting, amount: String, place: u64, tidings: Tidings) -> Delivery {
-    let Tidings {
-        now, generation, ..
-    } = tidings;
+    let now = tidings.now;
     let mut delivery = Delivery {
         id: DeliveryId(0),
         client: posting.client.clone(),
@@ -145,14 +169,23 @@ fn first(posting: &Posting, amount: String, place: u64, tidings: Tidings) -> Del
         created_at: now,
         opened_at: now,
         updated_at: now,
-        generation,
+        generation: generation_of(tidings),
         outcome: None,
         tell_at: None,
         tellings: 0,
+        held: false,
         events: Vec::new(),
     };
     note(&mut delivery, now, "posted", None, None);
     delivery
+}
+
+/// In quarantine the store may have forgotten that this very notice was sent: the status is asked first.
+fn generation_of(tidings: Tidings) -> u64 {
+    match tidings.quarantined {
+        true => DOUBTFUL,
+        false => tidings.generation,
+    }
 }
 
 /// Makes a delivery that ended pending again. What may have been taken stays so: the status is asked first.
@@ -165,6 +198,12 @@ fn reopen(delivery: &mut Delivery, tidings: Tidings) {
     delivery.tries = 0;
     delivery.asks = 0;
     delivery.refusal = None;
+    // Whoever tried it before has nothing to say of it any more.
+    delivery.flight += 1;
+    delivery.generation = match tidings.quarantined {
+        true => DOUBTFUL,
+        false => delivery.generation,
+    };
     delivery.outcome = None;
     delivery.tell_at = None;
     delivery.tellings = 0;
@@ -196,9 +235,10 @@ pub(super) fn take(siblings: &mut [Delivery], tidings: Tidings) -> Option<usize>
         .iter()
         .position(|one| one.place == latest && one.state == State::Pending)?;
     let delivery = &mut siblings[index];
-    if delivery.next_at > now {
+    if delivery.next_at > now && delivery.next_at < now + FAR_AHEAD {
         return None;
     }
+    delivery.opened_at = delivery.opened_at.min(now);
     if delivery.generation != tidings.generation {
         // The store forgot something since: tries of it, perhaps.
         delivery.maybe_taken = true;
@@ -249,6 +289,10 @@ pub(super) fn record(
     let overtaken = siblings
         .iter()
         .any(|one| one.place > siblings[index].place && one.state == State::Pending);
+    // What Tiki took of another final state may be why it refuses this one.
+    let others_taken = siblings
+        .iter()
+        .any(|one| one.id != tried.id && one.maybe_taken && one.status != PENDING);
     let delivery = &mut siblings[index];
     if delivery.amount != tried.amount {
         // Taken back by a person and posted again with another: that was not tried.
@@ -267,7 +311,7 @@ pub(super) fn record(
     delivery.flying_until = None;
     delivery.updated_at = now;
     note(delivery, now, report.as_str(), None, detail(report));
-    judge(delivery, report, policy, tidings);
+    judge(delivery, report, others_taken, policy, tidings);
     if delivery.state == State::Pending && overtaken {
         supersede(delivery, now);
     }
@@ -279,13 +323,19 @@ pub(super) fn record(
     true
 }
 
-fn judge(delivery: &mut Delivery, report: &Report, policy: Policy, tidings: Tidings) {
+fn judge(
+    delivery: &mut Delivery,
+    report: &Report,
+    others_taken: bool,
+    policy: Policy,
+    tidings: Tidings,
+) {
     let now = tidings.now;
     match report {
         Report::Answered(IpnReply::Taken) => end(delivery, Outcome::Taken, policy, now),
         Report::Answered(IpnReply::Refused(code)) => {
             let code = code.map(ReplyCode::number);
-            if delivery.maybe_taken {
+            if delivery.maybe_taken || others_taken {
                 // An earlier try may be why it is refused now: the status decides.
                 delivery.refusal = Some(code);
                 delivery.step = Step::Ask;
@@ -330,6 +380,13 @@ fn judge_asked(delivery: &mut Delivery, asked: &Asked, policy: Policy, tidings: 
         Asked::Other(_) | Asked::Refused(ReplyCode::NotFound | ReplyCode::Cancelled)
     );
     if let Some(code) = delivery.refusal {
+        if let Asked::Other(seen) = asked
+            && seen.status == TransactionStatus::Success
+            && seen.transaction_id == delivery.transaction_id
+        {
+            // It is paid, if not as this notice says: whatever that means, a refund it isn't.
+            return end(delivery, Outcome::Contradicted, policy, now);
+        }
         if otherwise {
             return end(delivery, Outcome::Refused(code), policy, now);
         }
@@ -364,10 +421,16 @@ fn judge_asked(delivery: &mut Delivery, asked: &Asked, policy: Policy, tidings: 
 /// Puts the next step off; beyond `give_up_after` only one last one is made.
 fn later(delivery: &mut Delivery, pause: Duration, policy: Policy, now: SystemTime) {
     let last = delivery.opened_at + policy.give_up_after;
-    if now >= last {
+    // After a long time away nothing was tried yet.
+    let tried = delivery.tries.saturating_add(delivery.asks) >= TRIES;
+    if now >= last && tried {
         return end(delivery, Outcome::GaveUp, policy, now);
     }
-    delivery.next_at = (now + pause).min(last);
+    let next = now + pause;
+    delivery.next_at = match now < last {
+        true => next.min(last),
+        false => next,
+    };
 }
 
 fn end(delivery: &mut Delivery, outcome: Outcome, policy: Policy, now: SystemTime) {
@@ -392,9 +455,26 @@ fn supersede(delivery: &mut Delivery, now: SystemTime) {
     note(delivery, now, "superseded", None, None);
 }
 
-/// The backend was told, or could not be.
-pub(super) fn told(delivery: &mut Delivery, heard: bool, policy: Policy, tidings: Tidings) {
-    if delivery.tell_at.is_none() {
+/// Gives up what no account delivers any more, once its time is over. Returns whether it did.
+pub(super) fn give_up_held(delivery: &mut Delivery, policy: Policy, now: SystemTime) -> bool {
+    let over = delivery.opened_at + policy.give_up_after <= now;
+    let waits = delivery.state == State::Pending && delivery.flying_until.is_none();
+    if over && waits {
+        note(delivery, now, "held_too_long", None, None);
+        end(delivery, Outcome::GaveUp, policy, now);
+    }
+    over && waits
+}
+
+/// The backend was told of a failure, or could not be. Of another one than the latest, that says nothing.
+pub(super) fn told(
+    delivery: &mut Delivery,
+    told: &Delivery,
+    heard: bool,
+    policy: Policy,
+    tidings: Tidings,
+) {
+    if delivery.tell_at.is_none() || delivery.flight != told.flight {
         return;
     }
     if heard {

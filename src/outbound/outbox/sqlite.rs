@@ -44,10 +44,11 @@ impl Terms {
         rows::time(rows::micros(self.clock.now()))
     }
 
-    pub(super) fn tidings(&self, generation: u64) -> Tidings {
+    pub(super) fn tidings(&self, generation: u64, quarantined: bool) -> Tidings {
         Tidings {
             now: self.now(),
             generation,
+            quarantined,
             chance: chance(),
         }
     }
@@ -139,7 +140,7 @@ pub(super) struct Scope<'c> {
 /// A piece of work within a batch, and how it is undone when the batch fails.
 struct Task<T, W, U> {
     work: Option<W>,
-    done: Option<T>,
+    done: Option<Result<T, StoreFault>>,
     tell: Option<oneshot::Sender<Result<T, StoreFault>>>,
     undo: Option<U>,
     terms: Terms,
@@ -156,9 +157,11 @@ where
             let before = changes(batch.connection);
             let scope = Scope {
                 connection: batch.connection,
-                tidings: self.terms.tidings(batch.meta.generation),
+                tidings: self
+                    .terms
+                    .tidings(batch.meta.generation, batch.meta.quarantine.is_some()),
             };
-            self.done = Some(work(&scope)?);
+            self.done = Some(alone(batch.connection, || work(&scope))?);
             if changes(batch.connection) != before {
                 batch.wrote();
             }
@@ -169,7 +172,7 @@ where
     fn committed(self: Box<Self>) {
         if let (Some(tell), Some(done)) = (self.tell, self.done) {
             // Whoever asked may have gone; what was done stays done.
-            let _ = tell.send(Ok(done));
+            let _ = tell.send(done);
         }
     }
 
@@ -178,9 +181,44 @@ where
             let _ = tell.send(Err(StoreFault(error.0.clone())));
         }
         match (self.undo, self.done) {
-            (Some(undo), Some(done)) => undo(done, &self.terms),
+            (Some(undo), Some(Ok(done))) => undo(done, &self.terms),
             _ => None,
         }
+    }
+}
+
+/// Does the work by itself within the batch: a row that can't be read, or a constraint that is not met,
+/// ends the work and leaves the rest of the batch, inbound calls above all, as it is.
+fn alone<T>(connection: &Connection, work: impl FnOnce() -> Sql<T>) -> Sql<Result<T, StoreFault>> {
+    connection.prepare_cached("SAVEPOINT outbox")?.execute(())?;
+    let done = match work() {
+        Ok(done) => Ok(done),
+        Err(error) if is_its_own(&error) => {
+            connection
+                .prepare_cached("ROLLBACK TO outbox")?
+                .execute(())?;
+            tracing::error!(%error, "a delivery in the outbox can't be used");
+            Err(StoreFault(error.to_string()))
+        }
+        Err(error) => return Err(error),
+    };
+    connection.prepare_cached("RELEASE outbox")?.execute(())?;
+    Ok(done)
+}
+
+/// Whether an error is about what was asked, and not about the file.
+fn is_its_own(error: &rusqlite::Error) -> bool {
+    use rusqlite::Error::{
+        FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, QueryReturnedNoRows,
+        Utf8Error,
+    };
+    match error {
+        FromSqlConversionFailure(..)
+        | IntegralValueOutOfRange(..)
+        | InvalidColumnType(..)
+        | QueryReturnedNoRows
+        | Utf8Error(..) => true,
+        error => error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation),
     }
 }
 
@@ -258,9 +296,9 @@ impl Outbox for SqliteOutbox {
         self.look(move |connection| rows::to_tell(connection, limit, now))
     }
 
-    fn told(&self, id: DeliveryId, heard: bool) -> Reply<Result<(), StoreFault>> {
+    fn told(&self, delivery: Delivery, heard: bool) -> Reply<Result<(), StoreFault>> {
         let policy = self.terms.policy;
-        self.run(move |scope| rows::told(scope.connection, id, heard, policy, scope.tidings))
+        self.run(move |scope| rows::told(scope.connection, &delivery, heard, policy, scope.tidings))
     }
 
     fn get(&self, id: DeliveryId) -> Reply<Result<Option<Delivery>, StoreFault>> {
@@ -282,11 +320,11 @@ impl Outbox for SqliteOutbox {
     }
 
     fn sweep(&self, limit: usize) -> Reply<Result<u64, StoreFault>> {
-        let keep = self.terms.keep;
+        let Terms { keep, policy, .. } = self.terms;
         self.run(move |scope| {
-            let before = scope.tidings.now.checked_sub(keep);
-            let before = before.unwrap_or(SystemTime::UNIX_EPOCH);
-            rows::sweep(scope.connection, before, limit)
+            let now = scope.tidings.now;
+            let before = now.checked_sub(keep).unwrap_or(SystemTime::UNIX_EPOCH);
+            rows::sweep(scope.connection, before, limit, policy, now)
         })
     }
 }
@@ -324,7 +362,7 @@ impl MemoryOutbox {
         let connection = connection.unwrap_or_else(PoisonError::into_inner);
         // Half of a change would stay after a fault in its middle.
         let transaction = connection.unchecked_transaction().map_err(fault)?;
-        let done = work(&transaction, self.terms.tidings(1)).map_err(fault)?;
+        let done = work(&transaction, self.terms.tidings(1, false)).map_err(fault)?;
         transaction.commit().map_err(fault)?;
         Ok(done)
     }
@@ -367,10 +405,12 @@ impl Outbox for MemoryOutbox {
         Reply::ready(self.with(|connection, tidings| rows::to_tell(connection, limit, tidings.now)))
     }
 
-    fn told(&self, id: DeliveryId, heard: bool) -> Reply<Result<(), StoreFault>> {
+    fn told(&self, delivery: Delivery, heard: bool) -> Reply<Result<(), StoreFault>> {
         let policy = self.terms.policy;
         Reply::ready(
-            self.with(|connection, tidings| rows::told(connection, id, heard, policy, tidings)),
+            self.with(|connection, tidings| {
+                rows::told(connection, &delivery, heard, policy, tidings)
+            }),
         )
     }
 
@@ -392,10 +432,11 @@ impl Outbox for MemoryOutbox {
     }
 
     fn sweep(&self, limit: usize) -> Reply<Result<u64, StoreFault>> {
-        let keep = self.terms.keep;
+        let Terms { keep, policy, .. } = self.terms;
         Reply::ready(self.with(|connection, tidings| {
-            let before = tidings.now.checked_sub(keep);
-            rows::sweep(connection, before.unwrap_or(SystemTime::UNIX_EPOCH), limit)
+            let now = tidings.now;
+            let before = now.checked_sub(keep).unwrap_or(SystemTime::UNIX_EPOCH);
+            rows::sweep(connection, before, limit, policy, now)
         }))
     }
 }

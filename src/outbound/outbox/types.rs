@@ -159,6 +159,17 @@ impl Outcome {
         }
     }
 
+    /// Every word.
+    pub const WORDS: [&'static str; 7] = [
+        "taken",
+        "confirmed",
+        "refused",
+        "gave_up",
+        "contradicted",
+        "cancelled",
+        "superseded",
+    ];
+
     /// As it is stored: the word, and the code behind a colon.
     pub(super) fn text(self) -> String {
         match self {
@@ -182,11 +193,6 @@ impl Outcome {
         ]
         .into_iter()
         .find(|outcome| outcome.as_str() == text)
-    }
-
-    /// Whether the customer is to be refunded: Tiki won't take the payment, and can't have taken it.
-    pub fn means_refund(self) -> bool {
-        matches!(self, Self::Refused(_))
     }
 }
 
@@ -244,11 +250,20 @@ pub struct Delivery {
     pub tell_at: Option<SystemTime>,
     /// Times that the backend was told without an answer.
     pub tellings: u32,
+    /// Whether its account is not configured here any more: it waits for that.
+    pub held: bool,
     /// What happened to it, oldest first.
     pub events: Vec<Event>,
 }
 
 impl Delivery {
+    /// Whether the customer is to be refunded: Tiki won't take a payment that was made, and can't have
+    /// taken it.
+    pub fn means_refund(&self) -> bool {
+        matches!(self.outcome, Some(Outcome::Refused(_)))
+            && self.status == TransactionStatus::Success.as_str()
+    }
+
     /// What it says.
     pub fn expected(&self) -> Option<Expected> {
         Some(Expected {
@@ -423,6 +438,8 @@ pub(super) struct Tidings {
     pub(super) now: SystemTime,
     /// The store's generation.
     pub(super) generation: u64,
+    /// Whether the store may have forgotten something, and nobody has said yet what.
+    pub(super) quarantined: bool,
     /// Between 0 and 1, another one each time.
     pub(super) chance: f64,
 }

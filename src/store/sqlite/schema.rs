@@ -151,6 +151,10 @@ CREATE TABLE outbox (
 CREATE UNIQUE INDEX outbox_by_message ON outbox (tiki_transaction_id, transaction_id, client, status);
 CREATE INDEX outbox_due ON outbox (next_at) WHERE state = 'pending' AND held = 0;
 CREATE INDEX outbox_over ON outbox (updated_at) WHERE state <> 'pending';
+CREATE INDEX outbox_unsent ON outbox (updated_at)
+    WHERE (state = 'cancelled' OR state = 'superseded') AND maybe_taken = 0;
+CREATE INDEX outbox_failed ON outbox (id) WHERE state = 'failed';
+CREATE INDEX outbox_waiting ON outbox (opened_at) WHERE state = 'pending';
 CREATE INDEX outbox_to_tell ON outbox (tell_at) WHERE tell_at IS NOT NULL;
 
 CREATE TABLE outbox_accounts (

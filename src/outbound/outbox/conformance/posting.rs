@@ -1,6 +1,7 @@
 //! What becomes of a notice that is posted.
 
 use super::*;
+use crate::outbound::outbox::rows::EVICTABLE_AFTER;
 
 pub(crate) async fn a_notice_is_stored_once(open: Open) {
     let f = open.one().await;
@@ -134,6 +135,9 @@ pub(crate) async fn what_is_over_makes_room(open: Open) {
     let second = f.paid("b").await;
     let third = f.paid("c").await;
     assert_eq!(f.outbox.stats().await.unwrap().failed, 0);
+    // What Tiki has is kept for a while: posted again, it must be known.
+    assert_eq!(f.post(posting("d", "SUCCESS", "1")).await, Accepted::Full);
+    f.hands.advance(EVICTABLE_AFTER + Duration::from_secs(1));
     // The delivered one goes, what is pending stays.
     let fourth = f.paid("d").await;
     assert_eq!(f.outbox.get(first).await, Ok(None));

@@ -9,6 +9,7 @@ use tokio_postgres::Row;
 
 use super::Terms;
 use super::rows::{COLUMNS, INSERT, UPDATE, Value, Written, lock_of, read, size_of};
+use crate::outbound::outbox::rows::EVICTABLE_AFTER;
 use crate::outbound::outbox::rules;
 use crate::outbound::outbox::sqlite::chance;
 use crate::outbound::outbox::types::{Accepted, Delivery, DeliveryId, Posting, Tidings};
@@ -148,6 +149,9 @@ async fn make_room(
             delete from tikigate.delivery where id = any(array(
                 select id from tikigate.delivery
                 where state <> 'pending' and state <> 'failed' and transaction_lock <> $1
+                    and (updated_at < coalesce($4::timestamptz, clock_timestamp())
+                            - make_interval(secs => $5)
+                        or state in ('cancelled', 'superseded') and not maybe_taken)
                 order by updated_at limit $2 for update skip locked))
             returning size
         ), counted as (
@@ -163,8 +167,12 @@ async fn make_room(
     }
     let [evict] = session.prepare([EVICT]).await?;
     let (lock, shard) = (which.lock(), session.shard());
+    let evictable_after = EVICTABLE_AFTER.as_secs_f64();
     let row = session
-        .query_opt(&evict, &[&lock, &EVICTED, &shard])
+        .query_opt(
+            &evict,
+            &[&lock, &EVICTED, &shard, &terms.moment(), &evictable_after],
+        )
         .await?;
     let row = row.ok_or(Fault::Corrupt("no sum"))?;
     Ok(fits(bytes - row.try_get::<_, i64>(0)?))
@@ -247,6 +255,7 @@ pub(super) fn tidings(ground: Ground, now: Option<Row>) -> Result<Tidings, Fault
     Ok(Tidings {
         now: now.try_get::<_, SystemTime>(0)?,
         generation: ground.generation,
+        quarantined: ground.quarantined,
         chance: chance(),
     })
 }

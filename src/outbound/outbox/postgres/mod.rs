@@ -178,11 +178,11 @@ impl Outbox for PostgresOutbox {
         self.run(async move |session, terms| reading::to_tell(session, terms, limit).await)
     }
 
-    fn told(&self, id: DeliveryId, heard: bool) -> Reply<Result<(), StoreFault>> {
+    fn told(&self, delivery: Delivery, heard: bool) -> Reply<Result<(), StoreFault>> {
         self.run(async move |session, terms| {
-            change(session, terms, Which::Named(id), |siblings, tidings| {
-                if let Some(one) = siblings.iter_mut().find(|one| one.id == id) {
-                    rules::told(one, heard, terms.policy, tidings);
+            change(session, terms, Which::of(&delivery), |siblings, tidings| {
+                if let Some(one) = siblings.iter_mut().find(|one| one.id == delivery.id) {
+                    rules::told(one, &delivery, heard, terms.policy, tidings);
                 }
             })
             .await?;
@@ -191,11 +191,11 @@ impl Outbox for PostgresOutbox {
     }
 
     fn get(&self, id: DeliveryId) -> Reply<Result<Option<Delivery>, StoreFault>> {
-        self.run(async move |session, _| reading::get(session, id).await)
+        self.run(async move |session, terms| reading::get(session, terms, id).await)
     }
 
     fn list(&self, filter: Filter) -> Reply<Result<Page, StoreFault>> {
-        self.run(async move |session, _| reading::list(session, &filter).await)
+        self.run(async move |session, terms| reading::list(session, terms, &filter).await)
     }
 
     fn word(&self, id: DeliveryId, word: Word) -> Reply<Result<Delivery, WordFault>> {

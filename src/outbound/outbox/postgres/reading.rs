@@ -43,14 +43,29 @@ static TO_TELL: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// One delivery.
-pub(super) async fn get(session: &mut Session, id: DeliveryId) -> Result<Option<Delivery>, Fault> {
+pub(super) async fn get(
+    session: &mut Session,
+    terms: &Terms,
+    id: DeliveryId,
+) -> Result<Option<Delivery>, Fault> {
     let [get] = session.prepare([&**GET]).await?;
     let row = session.query_opt(&get, &[&id.0.cast_signed()]).await?;
-    row.as_ref().map(read).transpose()
+    let delivery = row.as_ref().map(read).transpose()?;
+    Ok(delivery.map(|delivery| shown(delivery, terms)))
+}
+
+/// As this gate sees it: what it doesn't deliver is held, though another one may.
+fn shown(mut delivery: Delivery, terms: &Terms) -> Delivery {
+    delivery.held = delivery.state == State::Pending && !terms.delivers(&delivery);
+    delivery
 }
 
 /// Deliveries in the order of their ids.
-pub(super) async fn list(session: &mut Session, filter: &Filter) -> Result<Page, Fault> {
+pub(super) async fn list(
+    session: &mut Session,
+    terms: &Terms,
+    filter: &Filter,
+) -> Result<Page, Fault> {
     const END: &str = "
         select id from tikigate.delivery where id > $1 order by id limit 1 offset $2";
     let transaction = filter.transaction.as_deref();
@@ -76,7 +91,10 @@ pub(super) async fn list(session: &mut Session, filter: &Filter) -> Result<Page,
         &most,
     ];
     let rows = session.query(&list, &parameters).await?;
-    let mut deliveries = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let mut deliveries = rows
+        .iter()
+        .map(|row| Ok(shown(read(row)?, terms)))
+        .collect::<Result<Vec<_>, Fault>>()?;
     let next = if deliveries.len() > limit {
         deliveries.truncate(limit);
         deliveries.last().map(|last| last.id)
@@ -153,7 +171,7 @@ pub(super) async fn sweep(
         with gone as (
             delete from tikigate.delivery where id = any(array(
                 select id from tikigate.delivery
-                where state <> 'pending' and updated_at < (select
+                where state <> 'pending' and tell_at is null and updated_at < (select
                     coalesce($1::timestamptz, clock_timestamp()) - make_interval(secs => $2))
                 order by updated_at limit $3 for update skip locked))
             returning size

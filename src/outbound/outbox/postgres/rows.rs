@@ -251,6 +251,7 @@ pub(super) fn read(row: &Row) -> Result<Delivery, Fault> {
         },
         tell_at: columns.take::<Option<SystemTime>>()?,
         tellings: columns.count()?,
+        held: false,
         events: events_of(columns.take()?).ok_or(Fault::Corrupt("a delivery's events"))?,
     })
 }

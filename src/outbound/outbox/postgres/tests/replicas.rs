@@ -180,7 +180,9 @@ async fn a_store_that_is_away_refuses_at_once_and_does_nothing_by_half() {
     assert!(gate.take(10).await.is_err());
     assert!(gate.record(taken.clone(), TAKEN).await.is_err());
     assert!(gate.give_back(vec![taken.clone()]).await.is_err());
-    assert!(gate.to_tell(10).await.is_err() && gate.told(id, true).await.is_err());
+    assert!(
+        gate.to_tell(10).await.is_err() && gate.told(taken.delivery.clone(), true).await.is_err()
+    );
     assert!(gate.get(id).await.is_err() && gate.list(Filter::default()).await.is_err());
     assert!(matches!(
         gate.word(id, retry()).await,
