@@ -37,6 +37,7 @@ macro_rules! suite {
                 a_lapsed_flight_may_have_been_taken, a_late_record_is_only_good_news,
                 what_was_tried_of_another_amount_says_nothing, a_record_made_twice_counts_once, what_takes_too_long_is_given_up,
                 a_raised_generation_asks_first, what_no_account_delivers_is_held,
+                held_ones_stand_in_nobodys_way,
                 the_backend_is_told_until_it_hears;
             keeping: lists_are_filtered_and_go_on, words_are_checked, a_persons_words_are_kept,
                 stats_count_every_state, over_ones_are_forgotten_in_time,

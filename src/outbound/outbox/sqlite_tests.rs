@@ -1,9 +1,11 @@
 //! The outboxes in SQLite pass every outbox's suite, and a file keeps what it was told.
 
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::fs::{MemfdFlags, SealFlags};
 use tempfile::TempDir;
 
 use super::Outbox;
@@ -167,4 +169,41 @@ async fn a_start_finds_what_its_forerunner_was_trying() {
         .map(|one| &*one.delivery.transaction_id)
         .collect();
     assert_eq!(ids, ["p-asked", "p-waits"]);
+}
+
+/// A take that is in the file although its batch failed: the mark that belongs to it could not be written.
+#[tokio::test]
+async fn a_take_of_a_batch_that_failed_goes_back() {
+    let directory = quick_directory();
+    let mark = options(directory.path()).watermark;
+    let memory = rustix::fs::memfd_create("mark", MemfdFlags::ALLOW_SEALING).unwrap();
+    let place = format!("/proc/self/fd/{}", memory.as_raw_fd());
+    std::os::unix::fs::symlink(&place, &mark).unwrap();
+    let (clock, _hands) = clock();
+    let database = database(directory.path());
+    let (outbox, _) = open_over(&database, &Setting::default(), &clock).await;
+    let posted = outbox.post(posting("a", "SUCCESS", "1000")).await.unwrap();
+    let Accepted::Stored(id) = posted else {
+        panic!("not stored: {posted:?}");
+    };
+    let writable = directory.path().join("writable.mark");
+    std::fs::copy(&mark, &writable).unwrap();
+    rustix::fs::fcntl_add_seals(&memory, SealFlags::WRITE).unwrap();
+    assert!(outbox.take(10).await.is_err());
+    // A mark can be written again, in another place.
+    let next = directory.path().join("next.mark");
+    std::os::unix::fs::symlink(&writable, &next).unwrap();
+    std::fs::rename(&next, &mark).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let flights = loop {
+        assert!(Instant::now() < deadline, "it never came back");
+        match outbox.take(10).await {
+            Ok(taken) if !taken.flights.is_empty() => break taken.flights,
+            _ => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    let again = &flights[0].delivery;
+    // The first flight was in the file, and was no try.
+    assert_eq!((again.id, again.flight, again.tries), (id, 2, 1));
+    assert!(!again.maybe_taken);
 }

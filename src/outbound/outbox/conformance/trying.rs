@@ -299,6 +299,19 @@ pub(crate) async fn what_no_account_delivers_is_held(open: Open) {
     assert_eq!(f.outbox.stats().await.unwrap().held, 1);
 }
 
+pub(crate) async fn held_ones_stand_in_nobodys_way(open: Open) {
+    let f = open.one().await;
+    for number in 0..40 {
+        let mut gone = posting(&number.to_string(), "SUCCESS", "1000");
+        gone.base_url = "https://tiki.example".to_owned();
+        f.stored(gone).await;
+    }
+    f.hands.advance(SECOND);
+    let free = f.paid("free").await;
+    assert_eq!(ids(&f.take(1).await.flights), [free]);
+    assert_eq!(f.outbox.stats().await.unwrap().held, 40);
+}
+
 pub(crate) async fn the_backend_is_told_until_it_hears(open: Open) {
     let f = open.one().await;
     let mut failed = Vec::new();

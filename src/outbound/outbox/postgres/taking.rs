@@ -33,7 +33,8 @@ const LOCK_DUE: &str = "
         select d.client, d.tiki_transaction_id, d.transaction_id, d.transaction_lock
         from unnest($2::text[], $3::text[]) a (client, base_url)
         cross join lateral (
-            select * from tikigate.delivery d
+            select d.client, d.tiki_transaction_id, d.transaction_id, d.transaction_lock, d.next_at
+            from tikigate.delivery d
             where d.state = 'pending' and d.client = a.client and d.base_url = a.base_url
                 and d.next_at <= (select now from moment)
                 and (d.flying_until is null or d.flying_until <= (select now from moment))
