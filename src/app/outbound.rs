@@ -57,6 +57,7 @@ impl Outbound {
         life: &Arc<Life>,
     ) -> Result<Option<Self>, StartError> {
         let (Some(outbound), Some(accounts)) = (&settings.outbound, common.accounts()) else {
+            tell_of_forgotten(backing)?;
             return Ok(None);
         };
         let outbox = match (outbound.delivery, backing) {
@@ -142,6 +143,22 @@ impl Outbound {
         };
         tokio::join!(delivering, serving);
     }
+}
+
+/// Whoever takes `[outbound]` out may not know that somebody waits for it.
+fn tell_of_forgotten(backing: &Backing) -> Result<(), StartError> {
+    let Backing::Sqlite(database) = backing else {
+        return Ok(());
+    };
+    let waiting = block_on(SqliteOutbox::waiting(database))?;
+    if let Ok(waiting @ 1..) = waiting {
+        tracing::error!(
+            tikigate.waiting = waiting,
+            "payment notices were accepted and are not delivered, since the configuration has no \
+             [outbound]: put it back"
+        );
+    }
+    Ok(())
 }
 
 fn open(

@@ -281,6 +281,32 @@ mod tests {
         );
     }
 
+    /// However many calls go out, no call that comes in finds less room; and none that went out comes in.
+    #[test]
+    fn what_the_gate_made_itself_counts_on_no_route_and_takes_nobodys_room() {
+        let signatures = Signatures::new(SHARDS);
+        for number in 0..SHARDS as u128 {
+            assert!(signatures.is_ours(key(number), MINUTE, MINUTE));
+        }
+        assert!(
+            !signatures.is_ours(key(SHARDS as u128), MINUTE, MINUTE),
+            "its own bound"
+        );
+        for number in 0..SHARDS as u128 {
+            let replayed = Err(Refusal::Replayed(Reuse::OtherRoute));
+            assert_eq!(
+                signatures.bind(key(number), 1, false, MINUTE, MINUTE),
+                replayed
+            );
+            assert_eq!(signatures.recall(key(number), 1, false, MINUTE), replayed);
+            let theirs = key(number + 1000 * SHARDS as u128);
+            assert_eq!(signatures.bind(theirs, 1, false, MINUTE, MINUTE), Ok(false));
+        }
+        // As long as any route would take it, and no longer.
+        assert_eq!(signatures.recall(key(1), 1, false, 3 * MINUTE), Ok(false));
+        assert!(signatures.is_ours(key(SHARDS as u128), 3 * MINUTE, MINUTE));
+    }
+
     #[test]
     fn a_finally_answered_signature_counts_once_where_that_is_asked() {
         let signatures = Signatures::new(1000);

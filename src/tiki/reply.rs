@@ -187,6 +187,20 @@ mod tests {
     }
 
     #[test]
+    fn a_word_where_tiki_has_a_number_is_not_tikis() {
+        let envelope = |code: &str| format!(r#"{{"data":null,"error":{{"code":"{code}"}}}}"#);
+        for code in ["overloaded", "", "5a", "-1", "internal_error"] {
+            let reply = read_ipn_reply(500, envelope(code).as_bytes());
+            assert_eq!(reply, IpnReply::Again, "{code}");
+        }
+        // A number that nobody published is a failure all the same.
+        assert_eq!(
+            read_ipn_reply(500, envelope("17").as_bytes()),
+            IpnReply::Refused(None)
+        );
+    }
+
+    #[test]
     fn a_failure_is_final_in_either_form_but_for_tikis_own_trouble() {
         for number in 1..=6 {
             let code = ReplyCode::read(&number.to_string()).unwrap();

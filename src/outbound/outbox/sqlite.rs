@@ -94,6 +94,22 @@ impl SqliteOutbox {
         Ok((outbox, lapsed))
     }
 
+    /// Deliveries that a file holds for Tiki, whether anybody delivers them or not.
+    ///
+    /// # Errors
+    /// The file can't be read.
+    pub async fn waiting(database: &Database) -> Result<u64, StoreFault> {
+        let seen = database.look(|connection| {
+            let count: i64 = connection.query_row(
+                "SELECT count(*) FROM outbox INDEXED BY outbox_waiting WHERE state = 'pending'",
+                (),
+                |row| row.get(0),
+            )?;
+            Ok(count.cast_unsigned())
+        });
+        seen.await.map_err(|error| StoreFault(error.0))
+    }
+
     fn run<T: Send + Unpin + 'static>(
         &self,
         work: impl FnOnce(&Scope<'_>) -> Sql<T> + Send + 'static,

@@ -207,3 +207,35 @@ async fn a_take_of_a_batch_that_failed_goes_back() {
     assert_eq!((again.id, again.flight, again.tries), (id, 2, 1));
     assert!(!again.maybe_taken);
 }
+
+/// A row that this version can't read stands in nobody's way: neither the others' nor the ledger's.
+#[tokio::test]
+async fn a_row_that_can_not_be_read_holds_nobody_up() {
+    let directory = quick_directory();
+    let (clock, _hands) = clock();
+    let database = database(directory.path());
+    let (outbox, _) = open_over(&database, &Setting::default(), &clock).await;
+    for name in ["odd", "good"] {
+        outbox.post(posting(name, "SUCCESS", "1000")).await.unwrap();
+    }
+    let other = rusqlite::Connection::open(options(directory.path()).path).unwrap();
+    let changed = other.execute(
+        "UPDATE outbox SET step = 'of a later version' WHERE transaction_id = 'p-odd'",
+        (),
+    );
+    assert_eq!(changed, Ok(1));
+    drop(other);
+    let (taken, posted, odd) = tokio::join!(
+        outbox.take(10),
+        outbox.post(posting("next", "SUCCESS", "1000")),
+        // What is about that very row fails by itself, and not the batch that it is in.
+        outbox.post(posting("odd", "SUCCESS", "1000")),
+    );
+    let flights = taken.unwrap().flights;
+    assert_eq!(flights.len(), 1);
+    assert_eq!(flights[0].delivery.transaction_id, "p-good");
+    assert!(matches!(posted, Ok(Accepted::Stored(_))));
+    assert!(odd.is_err());
+    assert_eq!(database.trouble(), None, "the ledger goes on");
+    outbox.record(flights[0].clone(), TAKEN).await.unwrap();
+}

@@ -31,7 +31,19 @@ async fn what_is_not_the_call_is_refused_by_name_and_goes_nowhere() {
         (but(":1,", ":1e41,"), 400, "invalid_field", "transaction_amount"),
         (but(":1,", ":-1,"), 400, "invalid_field", "transaction_amount"),
         (but(":1,", ":1.0000000000000000000000000000000000000000001,"), 400, "invalid_field", "transaction_amount"),
-        (but("SUCCESS", "PAID"), 400, "invalid_field", "status"),
+                (
+            but(":1,", ":1e40,"),
+            400,
+            "invalid_field",
+            "transaction_amount",
+        ),
+        (
+            but(":1,", ":1e-40,"),
+            400,
+            "invalid_field",
+            "transaction_amount",
+        ),
+(but("SUCCESS", "PAID"), 400, "invalid_field", "status"),
         (but("\"status\"", "\"reason\":\"r\",\"request_id\":\"i\",\"status\""), 400, "invalid_field", "request_id"),
         (ipn(&good.replace("\"T\"", &format!("\"{}\"", "T".repeat(1024)))), 413, "body_too_large", "body_limit"),
         (post("/payment/ipn?x=1", &[], &good).into_bytes(), 400, "bad_target", "no query"),
@@ -87,6 +99,11 @@ async fn no_target_leads_out_of_the_base_url() {
         "/a/..%5csecret",
         "/a\\..\\secret",
         "/./a",
+        // These would go past the outbox.
+        "/payment/%69pn",
+        "/payment%2Fipn",
+        "/payment/ipn/",
+        "//payment/ipn",
     ] {
         let answer = lab.get(target).await;
         assert_eq!(

@@ -322,7 +322,7 @@ async fn the_backend_is_told_of_what_failed_until_it_hears() {
             (request.method(), request.target()),
             ("POST", "/undelivered?x=1")
         );
-        assert_eq!(request.header("idempotency-key"), Some(&*id));
+        assert_eq!(request.header("idempotency-key"), Some("out-1-1-1"));
         let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
         assert_eq!(
             body,

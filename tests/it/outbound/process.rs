@@ -236,6 +236,78 @@ async fn a_backlog_outlives_stops_and_kills_and_is_delivered() {
     end(gate).await;
 }
 
+/// A stop lets what is at Tiki be answered: it is not sent a second time for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_waits_for_what_is_at_tiki() {
+    let (tiki, backend) = (tiki().await, backend().await);
+    let place = Place::new(&backend.url(), &tiki.base_url(), "");
+    knows(&tiki, "T-1");
+    tiki.order(Order::new(Wanted::Ipn, Action::ApplyThenHang { ms: 1200 }))
+        .unwrap();
+    let gate = place.run().await;
+    assert_eq!(
+        place
+            .post(&notice("T-1", "1000", "SUCCESS"))
+            .await
+            .unwrap()
+            .status,
+        202
+    );
+    tiki.wait_for_calls(1).await;
+    end(gate).await;
+    let gate = place.run().await;
+    let deliveries = place.deliveries().await;
+    assert_eq!(
+        (&deliveries[0]["state"], &deliveries[0]["tries"]),
+        (&"delivered".into(), &1.into())
+    );
+    assert_eq!(tiki.counts().calls, 1);
+    end(gate).await;
+}
+
+/// Notices that were accepted are not forgotten by an edit of the configuration.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_is_delivered_after_the_switch_to_direct_and_told_of_without_outbound() {
+    let (tiki, backend) = (tiki().await, backend().await);
+    let place = Place::new(&backend.url(), &tiki.base_url(), "");
+    knows(&tiki, "T-1");
+    tiki.stop().await;
+    let gate = place.run().await;
+    assert_eq!(
+        place
+            .post(&notice("T-1", "1000", "SUCCESS"))
+            .await
+            .unwrap()
+            .status,
+        202
+    );
+    end(gate).await;
+
+    let text = std::fs::read_to_string(place.setup.config_path()).unwrap();
+    let without = text
+        .split("[outbound]")
+        .next()
+        .unwrap()
+        .replace("confirm = true", "");
+    std::fs::write(place.setup.config_path(), without).unwrap();
+    let gate = place.run().await;
+    gate_line(&gate, "accepted and are not delivered").await;
+    end(gate).await;
+
+    place.reconfigure(&backend.url(), &tiki.base_url(), "delivery = \"direct\"");
+    tiki.start_again().await.unwrap();
+    let gate = place.run().await;
+    place.wait_until_delivered().await;
+    assert_eq!(tiki.counts().taken["T-1"].success, 1);
+    // What is posted now is passed on.
+    let answer = place.post(&notice("T-1", "1000", "SUCCESS")).await.unwrap();
+    assert_eq!(
+        (answer.status, answer.json()["code"].as_i64()),
+        (200, Some(0))
+    );
+    end(gate).await;
+}
+
 /// A row pins where it goes: an edit of the configuration sends it nowhere else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_accepted_for_one_base_url_is_held_and_not_sent_to_another() {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use tikigate::cli::fake_tiki::{FakeTiki, Options, Transaction};
+use tikigate::cli::fake_tiki::{Action, FakeTiki, Options, Order, Transaction, Wanted};
 
 use super::lab::{config, notice, post};
 use crate::support::backend::{Answer, Backend};
@@ -135,6 +135,35 @@ async fn calls_go_over_tls_that_is_kept_open() {
         (answer.status, answer.header("x-tikigate-attempts")),
         (200, Some("1"))
     );
+}
+
+/// More than TLS takes at once: all of it arrives, or it counts as sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_bodies_go_over_tls_whole_or_count_as_sent() {
+    let authority = Authority::new("authority");
+    let tiki = tiki(authority.certificate("IP:127.0.0.1", false)).await;
+    let backend = Backend::start(|_| Answer::success().into()).await;
+    let keys = format!(
+        "ca = \"{}\"\nbody_limit = \"4MiB\"",
+        authority.path().join("ca.crt").display()
+    );
+    let gate = TestGate::with(&config(&backend.url(), &tiki.base_url(), &keys, "")).await;
+    for size in [1, 20_000, 70_000, 300_000, 2_000_000] {
+        let body = format!("{{\"a\":\"{}\"}}", "x".repeat(size));
+        let answer = exchange(gate.outbound_address(), post("/webview", &[], &body)).await;
+        assert_eq!(answer.status, 200, "{size}: {}", answer.text());
+    }
+    // Tiki breaks off while most of it is still to come.
+    for _ in 0..5 {
+        let reset = Order::new(Wanted::Webview, Action::ResetAtOnce);
+        tiki.order(reset).unwrap();
+        let before = tiki.counts().webview;
+        let body = format!("{{\"a\":\"{}\"}}", "x".repeat(3_000_000));
+        let answer = exchange(gate.outbound_address(), post("/webview", &[], &body)).await;
+        assert_eq!(answer.error_code().as_deref(), Some("upstream_failed"));
+        assert_eq!(answer.header("x-tikigate-attempts"), Some("1"));
+        assert_eq!(tiki.counts().webview, before + 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
