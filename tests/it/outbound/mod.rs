@@ -9,4 +9,5 @@ mod lab;
 mod outbox;
 mod people;
 mod process;
+mod replicas;
 mod tls;

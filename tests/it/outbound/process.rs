@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,9 +27,26 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) fn new(backend: &str, base_url: &str, keys: &str) -> Self {
+        Self::with(backend, base_url, keys, |setup| setup)
+    }
+
+    /// On a PostgreSQL ledger that others may share.
+    pub(super) fn sharing(url: &str, backend: &str, base_url: &str) -> Self {
+        Self::with(backend, base_url, "", |setup| {
+            let text = std::fs::read_to_string(setup.config_path()).unwrap();
+            let text = text.replace(
+                FILE,
+                "store = \"postgres\"\nurl = { env = \"DATABASE_URL\" }\n",
+            );
+            std::fs::write(setup.config_path(), text).unwrap();
+            setup.environment("DATABASE_URL", url)
+        })
+    }
+
+    fn with(backend: &str, base_url: &str, keys: &str, change: impl Fn(Setup) -> Setup) -> Self {
         let ip = address_of_its_own();
         let text = configuration(ip, backend, base_url, keys);
-        let setup = Setup::new(&text).file("secret", SECRET.as_bytes());
+        let setup = change(Setup::new(&text).file("secret", SECRET.as_bytes()));
         std::fs::create_dir(setup.directory().join("data")).unwrap();
         Self {
             setup: Arc::new(setup),
@@ -100,16 +116,14 @@ impl Place {
 
     /// Runs a command of the binary on this place's configuration.
     async fn command(&self, arguments: &[&str]) -> String {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tikigate"));
-        command
-            .args(arguments)
-            .arg("--config")
-            .arg(self.setup.config_path());
+        let mut command = self.setup.command(arguments[0]);
+        command.args(&arguments[1..]);
         let output = tokio::task::spawn_blocking(move || command.output().unwrap())
             .await
             .unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{arguments:?}: {said}");
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {said}{told}");
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -144,6 +158,9 @@ impl Place {
     }
 }
 
+/// The ledger in a file.
+const FILE: &str = "path = \"data/tikigate.db\"\nallow_unsafe_filesystem = true\n";
+
 fn configuration(ip: std::net::IpAddr, backend: &str, base_url: &str, keys: &str) -> String {
     format!(
         r#"
@@ -165,9 +182,7 @@ path = "/tiki/ipn"
 payload = "transaction_ipn"
 confirm = true
 [ledger]
-path = "data/tikigate.db"
-allow_unsafe_filesystem = true
-[outbound]
+{FILE}[outbound]
 listen = "{ip}:8090"
 retry_after = "20ms"
 longest_pause = "200ms"
