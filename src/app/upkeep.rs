@@ -6,7 +6,8 @@ use std::time::SystemTime;
 use crate::config::SqliteStore;
 use crate::ledger::check_records;
 use crate::store::sqlite::{
-    Checked, Draft, OpenError, Restored, Restoring, Snapshot, check_file, check_watermark,
+    Checked, Draft, OpenError, Restored, Restoring, SeenWatermark, Snapshot, check_file,
+    check_watermark,
 };
 
 /// What is being done, and how far it is: done, out of how much.
@@ -94,6 +95,7 @@ pub fn verify(
     watermark: Option<&Path>,
     told: Told<'_>,
 ) -> Result<Vec<Checked>, OpenError> {
+    let watermark = watermark.map(SeenWatermark::look).transpose()?;
     let snapshot = match Snapshot::open(path) {
         Err(OpenError::Damaged { detail, .. }) => {
             let mut checked = Checked::new("whether SQLite can read the file");
@@ -114,7 +116,7 @@ pub fn verify(
     });
     checked.extend(records.map_err(|error| snapshot.understood(error))?);
     if let Some(watermark) = watermark {
-        checked.push(check_watermark(&snapshot, watermark)?);
+        checked.push(check_watermark(&snapshot, &watermark)?);
     }
     Ok(checked)
 }

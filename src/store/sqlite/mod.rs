@@ -48,7 +48,7 @@ pub use meta::{Meta, Quarantine};
 pub use open::{OpenError, Options};
 pub use restore::{Restored, Restoring};
 pub use snapshot::Snapshot;
-pub use verify::{Checked, check_file, check_watermark};
+pub use verify::{Checked, SeenWatermark, check_file, check_watermark};
 pub use writer::{Batch, Job};
 
 use checkpoint::Checkpointer;

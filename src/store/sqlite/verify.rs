@@ -1,7 +1,7 @@
 //! What can be said of a file without knowing what its rows mean.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
@@ -70,20 +70,43 @@ pub fn check_file(snapshot: &Snapshot) -> Result<Vec<Checked>, OpenError> {
     checked.into_iter().collect()
 }
 
+/// A watermark as it was at one moment.
+pub struct SeenWatermark {
+    path: PathBuf,
+    found: Found,
+}
+
+impl SeenWatermark {
+    /// Looks at it. To be done before the file is opened: a gate that uses both raises the file first, so
+    /// that a file which is looked at later is never behind.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn look(path: &Path) -> Result<Self, OpenError> {
+        let found = Watermark::look(path).map_err(|error| io_error(path, error))?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            found,
+        })
+    }
+}
+
 /// How the file stands to its watermark.
 ///
 /// # Errors
-/// One of the two can't be read.
-pub fn check_watermark(snapshot: &Snapshot, watermark: &Path) -> Result<Checked, OpenError> {
+/// The file can't be read.
+pub fn check_watermark(
+    snapshot: &Snapshot,
+    watermark: &SeenWatermark,
+) -> Result<Checked, OpenError> {
     let Meta {
         ledger,
         generation,
         sequence,
         ..
     } = snapshot.meta()?;
-    let mut checked = Checked::new(format!("the watermark {}", watermark.display()));
-    let found = Watermark::look(watermark).map_err(|error| io_error(watermark, error))?;
-    match found {
+    let mut checked = Checked::new(format!("the watermark {}", watermark.path.display()));
+    match &watermark.found {
         Found::Nothing => checked.fault("it is not there, or empty"),
         Found::Unreadable => checked.fault("it can't be read"),
         Found::Mark(mark) if *mark.ledger != *ledger => checked.fault(format!(

@@ -239,6 +239,11 @@ async fn a_backlog_outlives_stops_and_kills_and_is_delivered() {
         }
     }
     assert_eq!(place.metric("tikigate_outbox_pending").await, Some(60.0));
+    // The gate writes all the while, and the file it is.
+    for _ in 0..12 {
+        let file = place.database().display().to_string();
+        place.command(&["ledger", "verify", &file]).await;
+    }
     tiki.start_again().await.unwrap();
     place.wait_until_delivered().await;
     let counts = tiki.counts();
