@@ -32,7 +32,8 @@ macro_rules! suite {
                 what_ended_is_opened_again, what_is_over_makes_room,
                 failed_ones_make_no_room, a_longer_body_needs_room_too, clients_are_told_apart;
             trying: what_is_due_is_taken_in_its_order, one_of_a_transaction_at_a_time,
-                those_that_wait_for_a_sibling_stand_in_nobodys_way, answers_end_a_delivery,
+                those_that_wait_for_a_sibling_stand_in_nobodys_way,
+                what_a_wrong_clock_put_off_is_due, answers_end_a_delivery,
                 unclear_tries_are_made_again_and_then_asked_about, a_flight_that_never_began_goes_back,
                 a_lapsed_flight_may_have_been_taken, a_late_record_is_only_good_news,
                 what_was_tried_of_another_amount_says_nothing, a_record_made_twice_counts_once, what_takes_too_long_is_given_up,

@@ -116,12 +116,17 @@ impl Courier {
                 return STORE_PAUSE;
             }
         };
+        // Due, and not to be had: another gate has it in hand, or it can't be read.
+        let in_vain = taken.flights.is_empty() && taken.next_in == Some(Duration::ZERO);
         for flight in taken.flights {
             failpoint::reach("outbox_taken");
             flying.spawn(Arc::clone(self).fly(flight));
         }
         let next_in = taken.next_in.unwrap_or(LOOK_EVERY);
-        next_in.clamp(LOOK_AT_MOST, LOOK_EVERY)
+        match in_vain {
+            true => STORE_PAUSE,
+            false => next_in.clamp(LOOK_AT_MOST, LOOK_EVERY),
+        }
     }
 
     /// One try, to its record.

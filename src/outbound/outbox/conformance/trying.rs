@@ -71,6 +71,21 @@ pub(crate) async fn those_that_wait_for_a_sibling_stand_in_nobodys_way(open: Ope
     assert_eq!(ids(&f.take(1).await.flights), [free]);
 }
 
+pub(crate) async fn what_a_wrong_clock_put_off_is_due(open: Open) {
+    const AHEAD: Duration = Duration::from_secs(365 * 86_400);
+    let f = open.one().await;
+    let id = f.paid("a").await;
+    let flight = f.flight().await;
+    f.hands.advance(AHEAD);
+    assert_eq!(f.record(flight, UNCLEAR).await.state, State::Pending);
+    f.hands.set_back(AHEAD);
+    let other = f.paid("b").await;
+    let mut taken = ids(&f.take(10).await.flights);
+    taken.sort();
+    assert_eq!(taken, [id, other]);
+    assert!(f.take(10).await.flights.is_empty());
+}
+
 pub(crate) async fn answers_end_a_delivery(open: Open) {
     let f = open.one().await;
     let id = f.paid("a").await;

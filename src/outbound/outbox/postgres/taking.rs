@@ -9,9 +9,13 @@ use tokio_postgres::Row;
 use super::Terms;
 use super::changing::{NOW, save, tidings};
 use super::rows::{COLUMNS, Value, read};
-use crate::outbound::outbox::rules;
+use crate::outbound::outbox::rules::{self, FAR_AHEAD};
 use crate::outbound::outbox::types::{Delivery, Tidings};
 use crate::store::postgres::{Fault, GROUND, Ground, Session};
+
+/// Transactions that are locked beyond what is asked for: some of them may be unreadable, and must not
+/// stand in front of the others.
+const SPARE: i64 = 16;
 
 /// What a take found.
 pub(super) struct Due {
@@ -20,7 +24,8 @@ pub(super) struct Due {
 }
 
 /// Transactions with a delivery that is due, as far as this gate has their locks now; the longest due
-/// first. Parameters: the time in tests; client ids and base URLs; how many are looked at, and locked.
+/// first; and those that were put off by a clock that was far ahead then. Parameters: the time in tests;
+/// client ids and base URLs; how many are looked at, and locked; the seconds that are far ahead.
 ///
 /// Each account has its own part of the index, so that what is pinned to accounts that nobody has any
 /// more costs nothing here. Those that wait for a sibling's try are left out: they would stand in
@@ -33,7 +38,7 @@ const LOCK_DUE: &str = "
         select d.client, d.tiki_transaction_id, d.transaction_id, d.transaction_lock
         from unnest($2::text[], $3::text[]) a (client, base_url)
         cross join lateral (
-            select d.client, d.tiki_transaction_id, d.transaction_id, d.transaction_lock, d.next_at
+            (select d.client, d.tiki_transaction_id, d.transaction_id, d.transaction_lock, d.next_at
             from tikigate.delivery d
             where d.state = 'pending' and d.client = a.client and d.base_url = a.base_url
                 and d.next_at <= (select now from moment)
@@ -43,7 +48,14 @@ const LOCK_DUE: &str = "
                     where s.tiki_transaction_id = d.tiki_transaction_id
                         and s.transaction_id = d.transaction_id and s.client = d.client
                         and s.flying_until > (select now from moment))
-            order by d.next_at limit $4
+            order by d.next_at limit $4)
+            union all
+            (select d.client, d.tiki_transaction_id, d.transaction_id, d.transaction_lock, d.next_at
+            from tikigate.delivery d
+            where d.state = 'pending' and d.client = a.client and d.base_url = a.base_url
+                and d.next_at >= (select now from moment) + make_interval(secs => $6)
+                and d.flying_until is null
+            order by d.next_at limit $4)
         ) d
         order by d.next_at limit $4
     )
@@ -84,9 +96,11 @@ pub(super) async fn take(session: &mut Session, terms: &Terms, limit: usize) -> 
     let asks: [Value<'_>; 3] = [&moment, &terms.clients, &terms.base_urls];
     let most = i64::try_from(limit).unwrap_or(i64::MAX);
     // More than that, since another gate may be at the first ones.
-    let looked_at = most.saturating_mul(2).saturating_add(16);
+    let looked_at = most.saturating_mul(2).saturating_add(2 * SPARE);
+    let locked = most.saturating_add(SPARE);
+    let far_ahead = FAR_AHEAD.as_secs_f64();
     let mut due_asks = asks.to_vec();
-    due_asks.extend([&looked_at as Value<'_>, &most]);
+    due_asks.extend([&looked_at as Value<'_>, &locked, &far_ahead]);
     let (begun, grounds, due, next_at) = tokio::join!(
         biased;
         session.begin(),
@@ -117,11 +131,15 @@ pub(super) async fn take(session: &mut Session, terms: &Terms, limit: usize) -> 
         session.query(&select, &keys),
         session.query_opt(&now, &by_moment),
     );
-    let found = rows?.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let (found, unreadable) = readable(&rows?)?;
     let tidings = tidings(ground, now?)?;
     let mut taken = Vec::new();
     let (mut before, mut after) = (Vec::new(), Vec::new());
-    for transaction in &transactions {
+    let readable = transactions.iter().filter(|one| !unreadable.contains(*one));
+    for transaction in readable {
+        if taken.len() >= limit {
+            break;
+        }
         let siblings = found.iter().filter(|one| names(one) == *transaction);
         let was: Vec<Delivery> = siblings.cloned().collect();
         let mut siblings = was.clone();
@@ -141,6 +159,34 @@ pub(super) async fn take(session: &mut Session, terms: &Terms, limit: usize) -> 
         taken,
         next_in: next_in(&next_at)?,
     })
+}
+
+/// The deliveries; and the transactions of which one can't be read, being of a newer version or changed
+/// by hand: the others are delivered all the same.
+fn readable(rows: &[Row]) -> Result<(Vec<Delivery>, HashSet<Names>), Fault> {
+    let mut found = Vec::new();
+    let mut unreadable = HashSet::new();
+    for row in rows {
+        match read(row) {
+            Ok(delivery) => found.push(delivery),
+            Err(Fault::Corrupt(what)) => {
+                let names: Names = [
+                    row.try_get("client")?,
+                    row.try_get("tiki_transaction_id")?,
+                    row.try_get("transaction_id")?,
+                ];
+                tracing::error!(
+                    tiki_transaction_id = names[1],
+                    transaction_id = names[2],
+                    what,
+                    "a delivery can't be read, and so not be delivered"
+                );
+                unreadable.insert(names);
+            }
+            Err(fault) => return Err(fault),
+        }
+    }
+    Ok((found, unreadable))
 }
 
 /// Takes what is to be tried of one transaction, if this gate delivers for its account.

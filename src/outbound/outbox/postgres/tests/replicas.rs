@@ -64,6 +64,22 @@ async fn flights_end_by_the_servers_clock() {
     assert_eq!(kept.outcome, Some(Outcome::Taken));
 }
 
+#[tokio::test]
+async fn a_row_that_no_gate_wrote_stands_in_nobodys_way() {
+    let database = Database::take();
+    let gate = gate(&database, &Setting::default(), None);
+    for name in ["a", "b", "c"] {
+        stored(&gate, name).await;
+    }
+    database.query("update tikigate.delivery set events = 'no list'");
+    let whole = stored(&gate, "whole").await;
+    let taken = gate.take(1).await.unwrap();
+    assert_eq!(taken.flights.len(), 1);
+    assert_eq!(taken.flights[0].delivery.id, whole);
+    let taken = gate.take(1).await.unwrap();
+    assert!(taken.flights.is_empty());
+}
+
 fn retry() -> Word {
     crate::outbound::outbox::conformance::word(true)
 }
