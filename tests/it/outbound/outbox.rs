@@ -191,6 +191,23 @@ async fn a_later_state_takes_the_place_of_an_undelivered_one() {
     );
 }
 
+/// Tiki is slow with one state; the next one, posted meanwhile, must not overtake it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_state_waits_until_the_one_before_it_is_answered() {
+    let lab = Lab::start().await;
+    lab.knows("T-1", "1000");
+    let slow = Order::new(Wanted::Ipn, Action::Hang { ms: 700 });
+    lab.tiki.order(slow).unwrap();
+    lab.notice("T-1", "1000", "PENDING").await;
+    lab.tiki.wait_for_calls(1).await;
+    let paid = lab.notice("T-1", "1000", "SUCCESS").await;
+    lab.settle(&paid, "delivered").await;
+    let counts = lab.tiki.counts();
+    let taken = &counts.taken["T-1"];
+    assert_eq!((taken.pending, taken.success), (1, 1));
+    assert_eq!(counts.order_violations, 0, "{counts:?}");
+}
+
 /// Many transactions at once, each through its states: Tiki never sees one go back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_order_of_each_transaction_is_kept_under_load() {
