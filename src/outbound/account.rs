@@ -52,6 +52,9 @@ pub(super) enum Unsigned {
     /// The gate remembers as many signatures as it may.
     #[error("too many signatures are remembered (signature.max_remembered)")]
     Crowded,
+    /// It is no target of a request.
+    #[error("the path below the base URL makes no request target")]
+    Target,
 }
 
 impl Account {

@@ -202,7 +202,7 @@ impl Tiki {
         let mut request = Request::new(call.body.clone());
         *request.method_mut() = call.method.clone();
         let target = format!("{}{}", account.base_path, call.target);
-        *request.uri_mut() = target.parse().map_err(|_| Unsigned::Clock)?;
+        *request.uri_mut() = target.parse().map_err(|_| Unsigned::Target)?;
         let headers = request.headers_mut();
         headers.insert(HOST, account.upstream.host.clone());
         headers.extend(call.headers.clone());

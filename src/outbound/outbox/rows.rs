@@ -381,6 +381,37 @@ fn save_changed(connection: &Connection, before: &[Delivery], after: &[Delivery]
     Ok(changed)
 }
 
+/// The values of all that a change may touch, and of these.
+macro_rules! with_changing {
+    ($delivery:ident, $($name:literal: $value:expr),+ $(,)?) => {
+        named_params! {
+            $($name: $value,)+
+            ":client": $delivery.client,
+            ":base_url": $delivery.base_url,
+            ":amount": $delivery.amount,
+            ":state": $delivery.state.as_str(),
+            ":step": $delivery.step.as_str(),
+            ":place": $delivery.place.cast_signed(),
+            ":tries": $delivery.tries,
+            ":asks": $delivery.asks,
+            ":maybe_taken": $delivery.maybe_taken,
+            ":refusal": refusal_text($delivery),
+            ":flight": $delivery.flight.cast_signed(),
+            ":flying_until": $delivery.flying_until.map(micros),
+            ":next_at": micros($delivery.next_at),
+            ":opened_at": micros($delivery.opened_at),
+            ":updated_at": micros($delivery.updated_at),
+            ":generation": $delivery.generation.cast_signed(),
+            ":outcome": $delivery.outcome.map(Outcome::text),
+            ":tell_at": $delivery.tell_at.map(micros),
+            ":tellings": $delivery.tellings,
+            ":size": i64::try_from(size($delivery)).unwrap_or(i64::MAX),
+            ":events": events_text(&$delivery.events),
+            ":body": &$delivery.body[..],
+        }
+    };
+}
+
 fn insert(connection: &Connection, delivery: &Delivery) -> Sql<DeliveryId> {
     let mut insert = connection.prepare_cached(
         "INSERT INTO outbox (client, base_url, tiki_transaction_id, transaction_id, status, amount, \
@@ -392,34 +423,12 @@ fn insert(connection: &Connection, delivery: &Delivery) -> Sql<DeliveryId> {
          NOT EXISTS (SELECT 1 FROM outbox_accounts WHERE client = :client AND base_url = :base_url), \
          :size, :events, :body)",
     )?;
-    insert.execute(named_params! {
-        ":client": delivery.client,
-        ":base_url": delivery.base_url,
+    insert.execute(with_changing!(delivery,
         ":tiki": delivery.tiki_transaction_id,
         ":partner": delivery.transaction_id,
         ":status": delivery.status,
-        ":amount": delivery.amount,
-        ":state": delivery.state.as_str(),
-        ":step": delivery.step.as_str(),
-        ":place": delivery.place.cast_signed(),
-        ":tries": delivery.tries,
-        ":asks": delivery.asks,
-        ":maybe_taken": delivery.maybe_taken,
-        ":refusal": refusal_text(delivery),
-        ":flight": delivery.flight.cast_signed(),
-        ":flying_until": delivery.flying_until.map(micros),
-        ":next_at": micros(delivery.next_at),
         ":created_at": micros(delivery.created_at),
-        ":opened_at": micros(delivery.opened_at),
-        ":updated_at": micros(delivery.updated_at),
-        ":generation": delivery.generation.cast_signed(),
-        ":outcome": delivery.outcome.map(Outcome::text),
-        ":tell_at": delivery.tell_at.map(micros),
-        ":tellings": delivery.tellings,
-        ":size": i64::try_from(size(delivery)).unwrap_or(i64::MAX),
-        ":events": events_text(&delivery.events),
-        ":body": &delivery.body[..],
-    })?;
+    ))?;
     Ok(DeliveryId(connection.last_insert_rowid().cast_unsigned()))
 }
 
@@ -434,31 +443,7 @@ fn update(connection: &Connection, delivery: &Delivery) -> Sql<()> {
          (SELECT 1 FROM outbox_accounts WHERE client = :client AND base_url = :base_url), \
          body = :body WHERE id = :id",
     )?;
-    update.execute(named_params! {
-        ":id": delivery.id.0.cast_signed(),
-        ":client": delivery.client,
-        ":base_url": delivery.base_url,
-        ":amount": delivery.amount,
-        ":state": delivery.state.as_str(),
-        ":step": delivery.step.as_str(),
-        ":place": delivery.place.cast_signed(),
-        ":tries": delivery.tries,
-        ":asks": delivery.asks,
-        ":maybe_taken": delivery.maybe_taken,
-        ":refusal": refusal_text(delivery),
-        ":flight": delivery.flight.cast_signed(),
-        ":flying_until": delivery.flying_until.map(micros),
-        ":next_at": micros(delivery.next_at),
-        ":opened_at": micros(delivery.opened_at),
-        ":updated_at": micros(delivery.updated_at),
-        ":generation": delivery.generation.cast_signed(),
-        ":outcome": delivery.outcome.map(Outcome::text),
-        ":tell_at": delivery.tell_at.map(micros),
-        ":tellings": delivery.tellings,
-        ":size": i64::try_from(size(delivery)).unwrap_or(i64::MAX),
-        ":events": events_text(&delivery.events),
-        ":body": &delivery.body[..],
-    })?;
+    update.execute(with_changing!(delivery, ":id": delivery.id.0.cast_signed()))?;
     Ok(())
 }
 
