@@ -175,16 +175,18 @@ async fn a_store_that_is_away_refuses_at_once_and_does_nothing_by_half() {
     let gate = gate(&database, &Setting::default(), None);
     let id = stored(&gate, "a").await;
     let taken = flight(&gate).await;
+    let closed = format!("alter database {} with allow_connections false", database.0);
+    Server::shared().query("postgres", &closed);
+    // Of what the gate connected before that was in force, some may show only later.
     let cut = format!(
-        "alter database {0} with allow_connections false;
-         select pg_terminate_backend(pid) from pg_stat_activity where datname = '{0}'",
+        "select pg_terminate_backend(pid) from pg_stat_activity where datname = '{}'",
         database.0
     );
-    Server::shared().query("postgres", &cut);
     // What goes by the last of its connections fails, too, and then nothing is asked of the server.
     let deadline = Instant::now() + PATIENCE;
     while gate.store.trouble().is_none() {
         assert!(Instant::now() < deadline, "it never noticed");
+        Server::shared().query("postgres", &cut);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let began = Instant::now();
