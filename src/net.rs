@@ -1,10 +1,14 @@
 //! Addresses and connections: what the server learns of a caller before HTTP means anything.
 
+mod caller;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Instant;
+
+pub use caller::{AddressHeader, AddressRules, Networks, TrustedProxies};
 
 /// An HTTP request as it came off a connection, with what only the connection knows.
 #[derive(Debug)]
@@ -166,56 +170,12 @@ impl ClientAddress {
     }
 }
 
-/// Peers whose `X-Forwarded-For` is believed (`server.trusted_proxies`).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TrustedProxies {
-    /// Networks of the proxies.
-    pub networks: Vec<ipnet::IpNet>,
-    /// Whether callers through the unix socket are proxies too (the word `unix` in the list).
-    pub unix: bool,
-}
-
-impl TrustedProxies {
-    fn contains(&self, ip: IpAddr) -> bool {
-        self.networks.iter().any(|network| network.contains(&ip))
-    }
-
-    /// The caller's address: the peer's, or, behind trusted proxies, the right-most entry of
-    /// `X-Forwarded-For` that is not itself a trusted proxy.
-    ///
-    /// An entry that is no IP address ends the search: what stands left of it was written by
-    /// somebody nobody vouches for, so the last believed address is taken.
-    pub fn client_address(&self, peer: Peer, headers: &http::HeaderMap) -> ClientAddress {
-        let mut believed = match peer {
-            Peer::Tcp(address) => {
-                let ip = address.ip().to_canonical();
-                if !self.contains(ip) {
-                    return ClientAddress::Ip(ip);
-                }
-                ClientAddress::Ip(ip)
-            }
-            Peer::Unix if self.unix => ClientAddress::Local,
-            Peer::Unix => return ClientAddress::Local,
-        };
-        let lines: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
-        let entries = lines
-            .iter()
-            .rev()
-            .flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
-        for entry in entries {
-            let Some(ip) = std::str::from_utf8(entry)
-                .ok()
-                .and_then(|text| text.trim().parse::<IpAddr>().ok())
-            else {
-                return believed;
-            };
-            let ip = ip.to_canonical();
-            believed = ClientAddress::Ip(ip);
-            if !self.contains(ip) {
-                return believed;
-            }
+impl From<Peer> for ClientAddress {
+    fn from(peer: Peer) -> Self {
+        match peer {
+            Peer::Tcp(address) => Self::Ip(address.ip().to_canonical()),
+            Peer::Unix => Self::Local,
         }
-        believed
     }
 }
 
@@ -247,61 +207,9 @@ fn upper_half(ip: Ipv6Addr) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::{HeaderMap, HeaderValue};
-
-    fn forwarded(lines: &[&str]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for line in lines {
-            headers.append("x-forwarded-for", HeaderValue::from_str(line).unwrap());
-        }
-        headers
-    }
 
     fn ip(text: &str) -> ClientAddress {
         ClientAddress::Ip(text.parse().unwrap())
-    }
-
-    fn tcp(text: &str) -> Peer {
-        Peer::Tcp(text.parse().unwrap())
-    }
-
-    fn proxies() -> TrustedProxies {
-        TrustedProxies {
-            networks: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
-            unix: false,
-        }
-    }
-
-    #[test]
-    fn nobody_else_is_believed() {
-        let headers = forwarded(&["203.0.113.9"]);
-        assert_eq!(
-            proxies().client_address(tcp("198.51.100.1:5"), &headers),
-            ip("198.51.100.1")
-        );
-        assert_eq!(
-            proxies().client_address(Peer::Unix, &headers),
-            ClientAddress::Local
-        );
-    }
-
-    #[test]
-    fn the_right_most_untrusted_entry_is_the_caller() {
-        let peer = tcp("10.0.0.1:5");
-        let spoofed = forwarded(&["1.1.1.1, 203.0.113.9", "10.2.2.2"]);
-        assert_eq!(proxies().client_address(peer, &spoofed), ip("203.0.113.9"));
-        assert_eq!(
-            proxies().client_address(peer, &forwarded(&["203.0.113.9, nonsense"])),
-            ip("10.0.0.1")
-        );
-        assert_eq!(
-            proxies().client_address(peer, &forwarded(&[])),
-            ip("10.0.0.1")
-        );
-        assert_eq!(
-            proxies().client_address(tcp("[::ffff:10.0.0.1]:5"), &forwarded(&["203.0.113.9"])),
-            ip("203.0.113.9")
-        );
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl Upstream {
     /// A way to the backend that `settings` describe. Connects to nothing yet.
     pub fn new(settings: Arc<crate::config::Upstream>) -> Self {
         let shared = Shared {
-            target: Target::from(&settings.endpoint),
+            target: Target::from(&settings.endpoints[0]),
             pool: Pool::new(settings.max_in_flight),
             linger: Linger::new(),
             settings,
@@ -132,7 +132,7 @@ impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Upstream")
             .field("name", &self.shared.settings.name)
-            .field("endpoint", &self.shared.settings.endpoint)
+            .field("endpoints", &self.shared.settings.endpoints)
             .finish_non_exhaustive()
     }
 }

@@ -7,13 +7,13 @@ use std::time::SystemTime;
 use serde_json::{Map, Value, json};
 
 use super::settings::{
-    Admin, AdminToken, AnswerSource, Client, ClientSecret, Condition, Endpoint, Environment,
-    Idempotency, Ledger, Log, LogFormat, OnUnknown, OutcomeRules, PossibleDuplicate, PostgresStore,
-    Probe, ProbePart, ProbeSign, Rate, Route, Server, Settings, Signature, SignedPath, SqliteStore,
-    StaleEvents, Store, Upstream,
+    Admin, AdminToken, AnswerSource, Breaker, Client, ClientSecret, Condition, Endpoint,
+    Environment, Expiry, HealthCheck, Idempotency, Ledger, ListenerTls, Log, LogFormat, OnUnknown,
+    OutcomeRules, PossibleDuplicate, PostgresStore, Probe, ProbePart, ProbeSign, Rate, Route,
+    Server, Settings, Signature, SignedPath, SqliteStore, StaleEvents, Store, Upstream,
 };
 use super::units::{format_duration, format_size};
-use crate::net::TrustedProxies;
+use crate::net::{AddressHeader, AddressRules, Networks, TrustedProxies};
 use crate::tiki::{Family, PayloadKind, Window};
 
 const REDACTED: &str = "[redacted]";
@@ -30,6 +30,7 @@ pub fn effective(settings: &Settings) -> Value {
         ledger,
         outbound,
         log,
+        certificates,
     } = settings;
     let upstreams_by_name: Map<String, Value> = upstreams
         .iter()
@@ -49,6 +50,13 @@ pub fn effective(settings: &Settings) -> Value {
         "ledger": show_ledger(ledger),
         "log": show_log(log),
     });
+    if !certificates.is_empty() {
+        let ends = certificates.iter().map(|expiry| {
+            let Expiry { key, not_after } = expiry;
+            (key.clone(), json!(show_time(*not_after)))
+        });
+        shown["certificates_end"] = ends.collect::<Map<_, _>>().into();
+    }
     if let Some(outbound) = outbound {
         shown["outbound"] = outbound::show(outbound, settings);
     }
@@ -62,31 +70,60 @@ fn show_server(server: &Server) -> Value {
         max_in_flight,
         header_timeout,
         body_timeout,
+        min_body_rate,
         idle_timeout,
         write_timeout,
+        max_connection_age,
         head_limit,
         max_headers,
         per_address,
         trusted_proxies,
+        proxy_protocol,
+        addresses,
+        tls,
         drain_delay,
         drain_within,
         workers,
     } = server;
-    json!({
+    let TrustedProxies { networks, header } = trusted_proxies;
+    let AddressRules { allow, deny } = addresses;
+    let mut shown = json!({
         "listen": listen.to_string(),
         "max_connections": max_connections,
         "max_in_flight": max_in_flight,
         "header_timeout": format_duration(*header_timeout),
         "body_timeout": format_duration(*body_timeout),
+        "min_body_rate": format_size(*min_body_rate),
         "idle_timeout": format_duration(*idle_timeout),
         "write_timeout": format_duration(*write_timeout),
+        "max_connection_age": format_duration(*max_connection_age),
         "head_limit": format_size(*head_limit),
         "max_headers": max_headers,
         "per_address": show_rate(per_address),
-        "trusted_proxies": show_proxies(trusted_proxies),
+        "trusted_proxies": show_networks(networks),
+        "address_header": match header {
+            AddressHeader::XForwardedFor => "x-forwarded-for",
+            AddressHeader::Forwarded => "forwarded",
+        },
+        "proxy_protocol": proxy_protocol,
+        "allow": show_networks(allow),
+        "deny": show_networks(deny),
         "drain_delay": format_duration(*drain_delay),
         "drain_within": format_duration(*drain_within),
         "workers": workers,
+    });
+    if let Some(tls) = tls {
+        shown["tls"] = show_tls(tls);
+    }
+    shown
+}
+
+/// Its files' names are in the configuration; this says what they mean.
+fn show_tls(tls: &ListenerTls) -> Value {
+    json!({
+        "versions": ["1.2", "1.3"],
+        "demands_client_certificate": tls.demands_certificate,
+        "handshake_timeout": format_duration(tls.handshake_timeout),
     })
 }
 
@@ -95,8 +132,8 @@ fn show_rate(rate: &Rate) -> Value {
     json!({ "per_second": per_second, "burst": burst })
 }
 
-fn show_proxies(proxies: &TrustedProxies) -> Vec<String> {
-    let TrustedProxies { networks, unix } = proxies;
+fn show_networks(shown: &Networks) -> Vec<String> {
+    let Networks { networks, unix } = shown;
     networks
         .iter()
         .map(ToString::to_string)
@@ -109,12 +146,20 @@ fn show_admin(admin: &Admin) -> Value {
         listen,
         tokens,
         hosts,
+        addresses,
     } = admin;
+    let AddressRules { allow, deny } = addresses;
     let tokens: Vec<Value> = tokens
         .iter()
         .map(|AdminToken { name, token: _ }| json!({ "name": name, "token": REDACTED }))
         .collect();
-    json!({ "listen": listen.to_string(), "tokens": tokens, "hosts": hosts })
+    json!({
+        "listen": listen.to_string(),
+        "tokens": tokens,
+        "hosts": hosts,
+        "allow": show_networks(allow),
+        "deny": show_networks(deny),
+    })
 }
 
 /// A host as it stands in a URL.
@@ -128,31 +173,78 @@ fn bracketed(host: &str) -> String {
 fn show_upstream(upstream: &Upstream) -> Value {
     let Upstream {
         name: _,
-        endpoint,
+        endpoints,
         host,
         connect_timeout,
         answer_within,
         settle_within,
         max_in_flight,
         set_headers,
+        breaker,
+        health,
     } = upstream;
-    let url = match endpoint {
-        Endpoint::Tcp { host, port } => format!("http://{}:{port}", bracketed(host)),
-        Endpoint::Tls { host, port, .. } => format!("https://{}:{port}", bracketed(host)),
-        Endpoint::Unix(path) => format!("unix:{}", path.display()),
-    };
+    let urls: Vec<String> = endpoints.iter().map(show_endpoint).collect();
     let set_headers: Map<String, Value> = set_headers
         .iter()
         .map(|(name, _)| (name.to_string(), REDACTED.into()))
         .collect();
-    json!({
-        "url": url,
+    let mut shown = json!({
+        "url": urls,
         "host": String::from_utf8_lossy(host.as_bytes()),
         "connect_timeout": format_duration(*connect_timeout),
         "answer_within": format_duration(*answer_within),
         "settle_within": format_duration(*settle_within),
         "max_in_flight": max_in_flight,
         "set_headers": set_headers,
+        "breaker": show_breaker(breaker),
+    });
+    if let Some(health) = health {
+        shown["health"] = show_health(health);
+    }
+    shown
+}
+
+fn show_endpoint(endpoint: &Endpoint) -> String {
+    match endpoint {
+        Endpoint::Tcp { host, port } => format!("http://{}:{port}", bracketed(host)),
+        Endpoint::Tls { host, port, .. } => format!("https://{}:{port}", bracketed(host)),
+        Endpoint::Unix(path) => format!("unix:{}", path.display()),
+    }
+}
+
+fn show_breaker(breaker: &Breaker) -> Value {
+    let Breaker {
+        enabled,
+        failures,
+        failure_percent,
+        min_calls,
+        window,
+        open_for,
+    } = breaker;
+    json!({
+        "enabled": enabled,
+        "failures": failures,
+        "failure_percent": failure_percent,
+        "min_calls": min_calls,
+        "window": format_duration(*window),
+        "open_for": format_duration(*open_for),
+    })
+}
+
+fn show_health(health: &HealthCheck) -> Value {
+    let HealthCheck {
+        path,
+        every,
+        timeout,
+        healthy_after,
+        unhealthy_after,
+    } = health;
+    json!({
+        "path": path,
+        "every": format_duration(*every),
+        "timeout": format_duration(*timeout),
+        "healthy_after": healthy_after,
+        "unhealthy_after": unhealthy_after,
     })
 }
 
@@ -221,6 +313,7 @@ fn show_route(route: &Route, settings: &Settings) -> Value {
         upstream,
         upstream_path,
         clients,
+        addresses,
         windows,
         body_limit,
         answer,
@@ -258,6 +351,8 @@ fn show_route(route: &Route, settings: &Settings) -> Value {
         "upstream": upstream.map_or("", |upstream| upstream.name.as_str()),
         "upstream_path": upstream_path,
         "clients": clients,
+        "allow": show_networks(&addresses.allow),
+        "deny": show_networks(&addresses.deny),
         "max_age": per_family(windows, |window| window.max_age),
         "max_ahead": per_family(windows, |window| window.max_ahead),
         "body_limit": format_size(*body_limit),

@@ -31,6 +31,31 @@ pub fn default_path(flag: Option<PathBuf>) -> PathBuf {
 /// # Errors
 /// All problems, warnings among them, in the order of the file.
 pub fn load(path: &Path, environment: &[(OsString, OsString)]) -> Result<Loaded, Vec<Problem>> {
+    load_watched(path, environment).result
+}
+
+/// What came of reading a configuration, and of which files it was made.
+#[derive(Debug)]
+pub struct Reading {
+    /// The settings, or all problems.
+    pub result: Result<Loaded, Vec<Problem>>,
+    /// The configuration, then every file that it names and whose content matters: secrets and
+    /// certificates. Those that could not be read are among them.
+    pub files: Vec<PathBuf>,
+}
+
+/// [`load`], for whoever wants to read it again when one of its files changes.
+pub fn load_watched(path: &Path, environment: &[(OsString, OsString)]) -> Reading {
+    let mut files = vec![path.to_path_buf()];
+    let result = load_file(path, environment, &mut files);
+    Reading { result, files }
+}
+
+fn load_file(
+    path: &Path,
+    environment: &[(OsString, OsString)],
+    files: &mut Vec<PathBuf>,
+) -> Result<Loaded, Vec<Problem>> {
     let file = path.display().to_string();
     let text = match std::fs::read(path).map(String::from_utf8) {
         Ok(Ok(text)) => text,
@@ -41,7 +66,7 @@ pub fn load(path: &Path, environment: &[(OsString, OsString)]) -> Result<Loaded,
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
-    load_text(&text, &file, base, environment)
+    load_noting(&text, &file, base, environment, SystemTime::now(), files)
 }
 
 /// Reads a configuration that is already in memory. `file` names it in problems; relative paths
@@ -66,8 +91,20 @@ pub(crate) fn load_at(
     environment: &[(OsString, OsString)],
     now: SystemTime,
 ) -> Result<Loaded, Vec<Problem>> {
+    load_noting(text, file, base, environment, now, &mut Vec::new())
+}
+
+/// [`load_at`]; `files` gets the paths of those that were read, and of those that should have been.
+fn load_noting(
+    text: &str,
+    file: &str,
+    base: &Path,
+    environment: &[(OsString, OsString)],
+    now: SystemTime,
+    files: &mut Vec<PathBuf>,
+) -> Result<Loaded, Vec<Problem>> {
     let mut problems = Problems::new(file, text);
-    let settings = read(text, base, environment, now, &mut problems);
+    let settings = read(text, base, environment, now, files, &mut problems);
     finish(settings, problems)
 }
 
@@ -76,6 +113,7 @@ fn read(
     base: &Path,
     environment: &[(OsString, OsString)],
     now: SystemTime,
+    files: &mut Vec<PathBuf>,
     problems: &mut Problems,
 ) -> Option<Settings> {
     let mut root = tree::parse(text, problems)?;
@@ -86,8 +124,12 @@ fn read(
         base,
         environment,
         now,
+        files: Vec::new(),
+        certificates: Vec::new(),
     };
-    meaning::settings(written, &mut context)
+    let settings = meaning::settings(written, &mut context);
+    files.append(&mut context.files);
+    settings
 }
 
 fn finish(settings: Option<Settings>, mut problems: Problems) -> Result<Loaded, Vec<Problem>> {

@@ -18,8 +18,8 @@ mod problem;
 mod schema;
 mod secret;
 mod settings;
+mod tls;
 mod tree;
-mod trust;
 mod units;
 mod value;
 
@@ -28,8 +28,7 @@ mod tests;
 
 pub(crate) use database_url::DatabaseUrl;
 pub use effective::effective;
-pub use load::{Loaded, default_path, load, load_text};
+pub use load::{Loaded, Reading, default_path, load, load_text, load_watched};
 pub use problem::{Problem, Severity};
 pub use secret::Secret;
 pub use settings::*;
-pub use trust::Trust;

@@ -10,8 +10,10 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 pub use outbound::{Account, Confirm, Delivery, Notify, Outbound, Outbox};
 
-use super::{Secret, Trust};
-use crate::net::{ListenAddress, TrustedProxies};
+pub use super::tls::{Expiry, ListenerTls, Trust};
+
+use super::Secret;
+use crate::net::{AddressRules, ListenAddress, TrustedProxies};
 use crate::tiki::{Family, KeySpec, PayloadKind, Pointer, SigningKey, Window};
 
 /// A whole configuration that passed every check.
@@ -35,6 +37,8 @@ pub struct Settings {
     pub outbound: Option<Arc<Outbound>>,
     /// The log.
     pub log: Log,
+    /// Until when the certificates hold that the configuration names.
+    pub certificates: Vec<Expiry>,
 }
 
 /// `[server]`
@@ -50,18 +54,28 @@ pub struct Server {
     pub header_timeout: Duration,
     /// From the end of the head to the end of the body.
     pub body_timeout: Duration,
+    /// Bytes a second that a body must come with after its first second; 0: no matter.
+    pub min_body_rate: usize,
     /// How long a kept-alive connection may be silent between requests.
     pub idle_timeout: Duration,
     /// How long an answer may make no progress towards the caller.
     pub write_timeout: Duration,
+    /// A connection that is older is closed after its next answer, so that callers spread anew.
+    pub max_connection_age: Duration,
     /// A head larger than this, in bytes, is refused.
     pub head_limit: usize,
     /// Header fields in a head.
     pub max_headers: usize,
     /// Limit per caller's address, before authentication.
     pub per_address: Rate,
-    /// Peers whose `X-Forwarded-For` is believed.
+    /// Proxies that are believed about who called them.
     pub trusted_proxies: TrustedProxies,
+    /// Whether connections of trusted proxies begin with a PROXY header.
+    pub proxy_protocol: bool,
+    /// Whose calls are taken.
+    pub addresses: AddressRules,
+    /// TLS; none: plain HTTP.
+    pub tls: Option<ListenerTls>,
     /// Between failing readiness and closing the listener.
     pub drain_delay: Duration,
     /// How long a drain waits for what is in flight.
@@ -88,6 +102,8 @@ pub struct Admin {
     pub tokens: Vec<AdminToken>,
     /// Host names, besides the listen address and loopback, that the API accepts in `Host`.
     pub hosts: Vec<String>,
+    /// Whose connections are taken.
+    pub addresses: AddressRules,
 }
 
 /// One person's or program's way into the admin API.
@@ -104,8 +120,8 @@ pub struct AdminToken {
 pub struct Upstream {
     /// Its name in the configuration.
     pub name: String,
-    /// Where it listens.
-    pub endpoint: Endpoint,
+    /// Where it listens; at least one. The gate chooses among them.
+    pub endpoints: Vec<Endpoint>,
     /// The `Host` that is sent.
     pub host: HeaderValue,
     /// Limit of one connect.
@@ -118,6 +134,54 @@ pub struct Upstream {
     pub max_in_flight: usize,
     /// Headers added to every call; their values may be secrets.
     pub set_headers: Vec<(HeaderName, Secret)>,
+    /// When an address is left alone for a while.
+    pub breaker: Breaker,
+    /// How addresses are asked whether they are well; none: calls tell.
+    pub health: Option<HealthCheck>,
+}
+
+/// `[upstreams.NAME.breaker]`: for each address of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Breaker {
+    /// Off: every call is tried.
+    pub enabled: bool,
+    /// Opens after so many failures one after the other; at least 1.
+    pub failures: u32,
+    /// Opens when of the calls within `window` so many of a hundred failed; 1 to 100.
+    pub failure_percent: u32,
+    /// How many calls there must be within `window` for that.
+    pub min_calls: u32,
+    /// How far back calls count.
+    pub window: Duration,
+    /// How long it stays open before one call may try.
+    pub open_for: Duration,
+}
+
+impl Breaker {
+    /// Every call is tried.
+    pub const OFF: Self = Self {
+        enabled: false,
+        failures: 10,
+        failure_percent: 50,
+        min_calls: 20,
+        window: Duration::from_secs(10),
+        open_for: Duration::from_secs(5),
+    };
+}
+
+/// `[upstreams.NAME.health]`: a GET at each address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// Path, and perhaps a query.
+    pub path: String,
+    /// Between two checks of an address.
+    pub every: Duration,
+    /// Limit of one check, connecting included.
+    pub timeout: Duration,
+    /// So many good checks one after the other make it well; at least 1.
+    pub healthy_after: u32,
+    /// So many bad checks one after the other make it unwell; at least 1.
+    pub unhealthy_after: u32,
 }
 
 /// Where a backend listens.
@@ -208,6 +272,8 @@ pub struct Route {
     pub upstream_path: String,
     /// Indexes into [`Settings::clients`] of those who may call.
     pub clients: Vec<usize>,
+    /// Whose calls are taken, beside `server.addresses`.
+    pub addresses: AddressRules,
     /// Time window per family, in the order of [`Family::ALL`].
     pub windows: [Window; 2],
     /// Body bytes at most.

@@ -41,14 +41,14 @@ fn nobody_else_signs(outbound: &ReadOutbound, problems: &mut Problems) {
         ListenAddress::Tcp(address) => address.ip().to_canonical().is_loopback(),
         ListenAddress::Unix(_) => true,
     };
-    if !local && !outbound.has_token {
+    if !local && !outbound.has_token && !outbound.demands_certificate {
         problems
             .error(
                 &outbound.listen.place,
                 "open_signer",
                 "other machines can reach it, and whatever they post would be signed as the partner's",
             )
-            .help("listen on 127.0.0.1 or a unix socket, or demand a token: token = { file = \"outbound.token\" }");
+            .help("listen on 127.0.0.1 or a unix socket, or demand a token: token = { file = \"outbound.token\" }, or a certificate: client_ca in [outbound.tls]");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{REDACTED, format_duration, format_size, show_rate};
+use super::{REDACTED, format_duration, format_size, show_networks, show_rate, show_tls};
 use crate::config::settings::{
     Account, Confirm, Delivery, Environment, Notify, Outbound, Outbox, Settings,
 };
@@ -11,6 +11,8 @@ pub(super) fn show(outbound: &Outbound, settings: &Settings) -> Value {
     let Outbound {
         listen,
         token,
+        tls,
+        addresses,
         accounts,
         paths,
         body_limit,
@@ -46,6 +48,8 @@ pub(super) fn show(outbound: &Outbound, settings: &Settings) -> Value {
         .collect();
     let mut shown = json!({
         "listen": listen.to_string(),
+        "allow": show_networks(&addresses.allow),
+        "deny": show_networks(&addresses.deny),
         "accounts": accounts,
         "body_limit": format_size(*body_limit),
         "answer_limit": format_size(*answer_limit),
@@ -65,6 +69,9 @@ pub(super) fn show(outbound: &Outbound, settings: &Settings) -> Value {
     });
     if token.is_some() {
         shown["token"] = json!(REDACTED);
+    }
+    if let Some(tls) = tls {
+        shown["tls"] = show_tls(tls);
     }
     if let Some(paths) = paths {
         shown["paths"] = json!(paths);

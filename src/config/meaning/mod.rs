@@ -16,6 +16,7 @@ mod secrets;
 mod server;
 mod signature;
 mod sqlite;
+mod tls;
 mod upstreams;
 
 use std::ffi::OsString;
@@ -27,7 +28,7 @@ use std::time::{Duration, SystemTime};
 use super::checks;
 use super::problem::Problems;
 use super::schema::Configuration;
-use super::settings::Settings;
+use super::settings::{Expiry, Settings};
 use super::tree::Place;
 use super::units::{format_duration, format_size};
 use super::value::{At, ByteSize, Field};
@@ -47,12 +48,25 @@ pub(crate) struct Context<'a> {
     pub(crate) base: &'a Path,
     pub(crate) environment: &'a [(OsString, OsString)],
     pub(crate) now: SystemTime,
+    /// Files whose content became part of the settings, in the order in which they were read.
+    pub(crate) files: Vec<PathBuf>,
+    /// When the certificates in them end.
+    pub(crate) certificates: Vec<Expiry>,
 }
 
 impl Context<'_> {
     /// A path as written, from the configuration's directory if it is relative.
     pub(crate) fn path(&self, written: &str) -> PathBuf {
         self.base.join(written)
+    }
+
+    /// The same of a file that is read: when it changes, the settings do.
+    pub(crate) fn watched(&mut self, written: &str) -> PathBuf {
+        let path = self.path(written);
+        if !self.files.contains(&path) {
+            self.files.push(path.clone());
+        }
+        path
     }
 }
 
@@ -69,7 +83,7 @@ pub(crate) fn settings(written: Configuration, context: &mut Context<'_>) -> Opt
         outbound,
         log,
     } = written;
-    let server = server::server(server, context.problems);
+    let server = server::server(server, context);
     let admin = server::admin(admin, context);
     let upstreams = upstreams::upstreams(upstreams, context);
     let (signature, windows) = signature::signature(signature, context.problems);
@@ -102,7 +116,7 @@ pub(crate) fn settings(written: Configuration, context: &mut Context<'_>) -> Opt
     checks::check(&parts, context.problems);
 
     Some(Settings {
-        server: server.meaning,
+        server: server.meaning?,
         admin: admin?.meaning,
         upstreams: whole(upstreams, |upstream| upstream.meaning)?,
         signature,
@@ -114,6 +128,7 @@ pub(crate) fn settings(written: Configuration, context: &mut Context<'_>) -> Opt
             None => None,
         },
         log,
+        certificates: std::mem::take(&mut context.certificates),
     })
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 
-use super::{Context, ReadClient, count, duration, paths, routes, secrets, server, size};
+use super::{Context, ReadClient, count, duration, paths, routes, secrets, server, size, tls};
 use crate::config::Secret;
 use crate::config::problem::Problems;
 use crate::config::schema;
@@ -30,6 +30,8 @@ pub(crate) struct ReadOutbound {
     pub(crate) place: Place,
     pub(crate) listen: At<ListenAddress>,
     pub(crate) has_token: bool,
+    /// Whether a caller must show a certificate.
+    pub(crate) demands_certificate: bool,
     pub(crate) delivery: Delivery,
     /// The clients of its accounts, by index.
     pub(crate) clients: Vec<usize>,
@@ -49,6 +51,9 @@ pub(crate) fn outbound(
     let schema::Outbound {
         listen,
         token,
+        tls,
+        allow,
+        deny,
         accounts,
         ca,
         paths,
@@ -80,6 +85,8 @@ pub(crate) fn outbound(
     };
     let has_token = !token.is_absent();
     let token = read_token(token, context);
+    let tls = tls::listener(tls, context);
+    let addresses = server::address_rules(allow, deny, context.problems);
     let trust = TrustSource::read(ca, context);
     let (connect_timeout, timeout) = timeouts(connect_timeout, timeout, context.problems);
     let max_deliveries = count(max_deliveries, 16, 1..=1024, context.problems);
@@ -129,10 +136,15 @@ pub(crate) fn outbound(
     };
     let account_clients = accounts.iter().map(|account| account.client).collect();
     let complete = accounts.complete;
+    let demands_certificate = tls
+        .as_ref()
+        .is_some_and(|tls| tls.as_ref().is_some_and(|tls| tls.demands_certificate));
     let meaning = || {
         Some(Outbound {
             listen: listen.value.clone(),
             token: token?,
+            tls: tls.clone()?,
+            addresses: addresses.clone(),
             accounts: complete.then(|| accounts.list.into_iter().map(Arc::new).collect())?,
             paths: paths?,
             body_limit,
@@ -153,6 +165,7 @@ pub(crate) fn outbound(
         place,
         listen,
         has_token,
+        demands_certificate,
         delivery,
         clients: account_clients,
     }))

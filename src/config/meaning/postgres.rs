@@ -3,13 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-
-use super::{Context, ReadUpstream, count, duration, secrets};
+use super::{Context, ReadUpstream, count, duration, secrets, tls};
 use crate::config::problem::Problems;
 use crate::config::schema::SecretSource;
 use crate::config::settings::PostgresStore;
+use crate::config::tls::PemFile;
 use crate::config::units::format_duration;
 use crate::config::value::{At, Field};
 use crate::config::{DatabaseUrl, Secret};
@@ -90,16 +88,17 @@ fn read_ca(field: Field<String>, context: &mut Context<'_>) -> Option<Option<Pat
         return Some(None);
     }
     let At { place, value } = field.written()?;
-    let path = context.path(&value);
-    let fault = match std::fs::read(&path) {
-        Err(error) => format!("the file can't be read: {error}"),
-        Ok(bytes) => match CertificateDer::pem_slice_iter(&bytes).next() {
-            Some(Ok(_)) => return Some(Some(path)),
-            Some(Err(_)) | None => "the file holds no certificate in PEM".to_owned(),
-        },
-    };
-    context.problems.error(&place, "bad_ca", fault);
-    None
+    let path = context.watched(&value);
+    match PemFile::read(&path).and_then(|file| file.certificates()) {
+        Ok(certificates) => {
+            tls::note_expiry(&place, &certificates, context);
+            Some(Some(path))
+        }
+        Err(fault) => {
+            context.problems.error(&place, "bad_ca", fault);
+            None
+        }
+    }
 }
 
 /// A lease that ends while the call still runs would call it unknown, and hold it, before its time.

@@ -94,6 +94,7 @@ fn read(
         upstream_path,
         clients,
         allow,
+        deny,
         max_age,
         max_ahead,
         body_limit,
@@ -126,7 +127,7 @@ fn read(
         None => path.as_ref().map(|path| path.value.clone()),
     };
     let clients = client_indexes(clients, around.clients, problems);
-    server::no_allow_list(&allow, problems);
+    let addresses = server::address_rules(allow, deny, problems);
     let windows = signature::windows(max_age, max_ahead, around.windows, problems);
     let body_limit = size(body_limit, 64 << 10, 1..=16 << 20, problems);
     let answer = answer.or(AnswerSource::Backend).value;
@@ -169,6 +170,7 @@ fn read(
             upstream: upstream?,
             upstream_path: upstream_path?,
             clients: clients.indexes.clone(),
+            addresses,
             windows,
             body_limit,
             answer,

@@ -54,18 +54,11 @@ pub(crate) fn read(
 }
 
 fn from_file(file: &At<String>, context: &mut Context<'_>) -> Option<Vec<u8>> {
-    let path = context.path(&file.value);
+    let path = context.watched(&file.value);
     match bounded_file(&path) {
         Ok((bytes, mode)) => {
             if mode & 0o004 != 0 {
-                context
-                    .problems
-                    .warning(
-                        &file.place,
-                        "readable_secret",
-                        format!("the file can be read by every user (mode {:04o})", mode & 0o7777),
-                    )
-                    .help("take the right away: chmod o-r (in Kubernetes: defaultMode: 0440 and an fsGroup)");
+                readable_by_all(&file.place, mode, context.problems);
             }
             Some(bytes)
         }
@@ -85,6 +78,20 @@ fn from_file(file: &At<String>, context: &mut Context<'_>) -> Option<Vec<u8>> {
             None
         }
     }
+}
+
+/// Warns of a secret's file that every user can read.
+pub(super) fn readable_by_all(place: &Place, mode: u32, problems: &mut Problems) {
+    problems
+        .warning(
+            place,
+            "readable_secret",
+            format!(
+                "the file can be read by every user (mode {:04o})",
+                mode & 0o7777
+            ),
+        )
+        .help("take the right away: chmod o-r (in Kubernetes: defaultMode: 0440 and an fsGroup)");
 }
 
 fn bounded_file(path: &Path) -> io::Result<(Vec<u8>, u32)> {

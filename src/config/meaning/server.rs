@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use super::secrets;
+use super::tls;
 use super::{Context, count, duration, label, number, size, unique};
 use crate::config::problem::Problems;
 use crate::config::schema;
 use crate::config::settings::{Admin, AdminToken, Rate, Server};
 use crate::config::tree::Place;
 use crate::config::value::{At, Field};
-use crate::net::{ListenAddress, TrustedProxies};
+use crate::net::{AddressHeader, AddressRules, ListenAddress, Networks, TrustedProxies};
 
 /// Timeouts of one step of a connection.
 const SHORT: std::ops::RangeInclusive<Duration> =
@@ -19,25 +20,29 @@ const SHORT: std::ops::RangeInclusive<Duration> =
 pub(crate) struct ReadServer {
     pub(crate) listen: At<ListenAddress>,
     pub(crate) drain_within: At<Duration>,
-    pub(crate) meaning: Server,
+    pub(crate) meaning: Option<Server>,
 }
 
 /// Reads `[server]`.
-pub(crate) fn server(written: schema::Server, problems: &mut Problems) -> ReadServer {
+pub(crate) fn server(written: schema::Server, context: &mut Context<'_>) -> ReadServer {
     let schema::Server {
         listen,
         max_connections,
         max_in_flight,
         header_timeout,
         body_timeout,
+        min_body_rate,
         idle_timeout,
         write_timeout,
+        max_connection_age,
         head_limit,
         max_headers,
         per_address,
         trusted_proxies,
+        address_header,
         proxy_protocol,
         allow,
+        deny,
         drain_delay,
         drain_within,
         workers,
@@ -45,7 +50,23 @@ pub(crate) fn server(written: schema::Server, problems: &mut Problems) -> ReadSe
     } = written;
     let seconds = Duration::from_secs;
 
-    not_built(proxy_protocol, &allow, tls, problems);
+    let tls = tls::listener(tls, context);
+    let problems = &mut *context.problems;
+    let addresses = address_rules(allow, deny, problems);
+    let trusted_proxies = TrustedProxies {
+        networks: proxies(trusted_proxies, problems),
+        header: address_header.or(AddressHeader::default()).value,
+    };
+    let proxy_protocol = proxy_protocol.or(false);
+    if proxy_protocol.value && trusted_proxies.networks.is_empty() {
+        problems
+            .error(
+                &proxy_protocol.place,
+                "nobody_trusted",
+                "nobody is trusted to send a PROXY header",
+            )
+            .help("name the proxies' networks in server.trusted_proxies");
+    }
     let listen = listen.or(ListenAddress::Tcp(([0, 0, 0, 0], 8080).into()));
     let drain_within = duration(
         drain_within,
@@ -53,12 +74,13 @@ pub(crate) fn server(written: schema::Server, problems: &mut Problems) -> ReadSe
         Duration::from_millis(1)..=seconds(3600),
         problems,
     );
-    let meaning = Server {
+    let meaning = tls.map(|tls| Server {
         listen: listen.value.clone(),
         max_connections: count(max_connections, 10_000, 1..=1_000_000, problems),
         max_in_flight: count(max_in_flight, 1024, 1..=1_000_000, problems),
         header_timeout: duration(header_timeout, seconds(5), SHORT, problems).value,
         body_timeout: duration(body_timeout, seconds(10), SHORT, problems).value,
+        min_body_rate: size(min_body_rate, 256, 0..=1 << 20, problems),
         idle_timeout: duration(
             idle_timeout,
             seconds(75),
@@ -67,6 +89,13 @@ pub(crate) fn server(written: schema::Server, problems: &mut Problems) -> ReadSe
         )
         .value,
         write_timeout: duration(write_timeout, seconds(10), SHORT, problems).value,
+        max_connection_age: duration(
+            max_connection_age,
+            seconds(3600),
+            seconds(1)..=seconds(7 * 24 * 3600),
+            problems,
+        )
+        .value,
         // The HTTP library takes no smaller buffer than 8 KiB.
         head_limit: size(head_limit, 16 << 10, 8 << 10..=1 << 20, problems),
         max_headers: count(max_headers, 64, 16..=1024, problems),
@@ -78,7 +107,10 @@ pub(crate) fn server(written: schema::Server, problems: &mut Problems) -> ReadSe
             },
             problems,
         ),
-        trusted_proxies: proxies(trusted_proxies, problems),
+        trusted_proxies,
+        proxy_protocol: proxy_protocol.value,
+        addresses,
+        tls,
         drain_delay: duration(
             drain_delay,
             seconds(2),
@@ -88,7 +120,7 @@ pub(crate) fn server(written: schema::Server, problems: &mut Problems) -> ReadSe
         .value,
         drain_within: drain_within.value,
         workers: count(workers, available_cores(), 1..=1024, problems),
-    };
+    });
     ReadServer {
         listen,
         drain_within,
@@ -126,10 +158,13 @@ pub(crate) struct ReadAdmin {
 pub(crate) fn admin(written: schema::Admin, context: &mut Context<'_>) -> Option<ReadAdmin> {
     let schema::Admin {
         listen,
+        allow,
+        deny,
         tokens,
         hosts,
     } = written;
     let listen = listen.or(ListenAddress::Tcp(([127, 0, 0, 1], 9901).into()));
+    let addresses = address_rules(allow, deny, context.problems);
     let tokens = tokens.or(Vec::new());
     let asked = tokens.value.len();
     let tokens: Vec<ReadToken> = tokens
@@ -157,6 +192,7 @@ pub(crate) fn admin(written: schema::Admin, context: &mut Context<'_>) -> Option
     Some(ReadAdmin {
         meaning: Admin {
             listen: listen.value.clone(),
+            addresses,
             tokens: tokens.into_iter().map(|token| token.meaning).collect(),
             hosts: hosts
                 .into_iter()
@@ -242,60 +278,55 @@ pub(super) fn usable_token(read: &secrets::ReadSecret, problems: &mut Problems) 
     Some(())
 }
 
-fn not_built(
-    proxy_protocol: Field<bool>,
-    allow: &Field<Vec<At<String>>>,
-    tls: Field<schema::Tls>,
+fn proxies(field: Field<Vec<At<String>>>, problems: &mut Problems) -> Networks {
+    networks(field, problems, |place, problems| {
+        problems
+            .warning(
+                place,
+                "trusts_everybody",
+                "every caller can then claim any address",
+            )
+            .help("name only the networks of your own proxies");
+    })
+}
+
+/// Reads `allow` and `deny`.
+pub(crate) fn address_rules(
+    allow: Field<Vec<At<String>>>,
+    deny: Field<Vec<At<String>>>,
     problems: &mut Problems,
-) {
-    let proxy_protocol = proxy_protocol.or(false);
-    if proxy_protocol.value {
-        problems.not_available(
-            &proxy_protocol.place,
-            "the PROXY protocol is",
-            "let the proxy send X-Forwarded-For and name it in server.trusted_proxies",
-        );
-    }
-    no_allow_list(allow, problems);
-    if let Some(tls) = tls.written() {
-        let schema::Tls = tls.value;
-        problems.not_available(
-            &tls.place,
-            "TLS at the listener is",
-            "let the ingress or a proxy in front end TLS, and leave [server.tls] out",
-        );
+) -> AddressRules {
+    AddressRules {
+        allow: networks(allow, problems, |_, _| {}),
+        deny: networks(deny, problems, |place, problems| {
+            problems
+                .warning(
+                    place,
+                    "denies_everybody",
+                    "every address of its kind is denied",
+                )
+                .help("name only the networks that are to be kept out");
+        }),
     }
 }
 
-/// Reports an allow list, which this version doesn't hold callers to.
-pub(crate) fn no_allow_list(allow: &Field<Vec<At<String>>>, problems: &mut Problems) {
-    if allow.peek().is_some_and(|list| !list.is_empty()) {
-        problems.not_available(
-            &allow.place,
-            "allow lists of addresses are",
-            "let a firewall, a network policy or the ingress decide who may connect",
-        );
-    }
-}
-
-fn proxies(field: Field<Vec<At<String>>>, problems: &mut Problems) -> TrustedProxies {
-    let mut proxies = TrustedProxies::default();
+/// Reads networks, addresses and the word `unix`; `whole` is told of one that holds every address.
+fn networks(
+    field: Field<Vec<At<String>>>,
+    problems: &mut Problems,
+    whole: impl Fn(&Place, &mut Problems),
+) -> Networks {
+    let mut read = Networks::default();
     for entry in field.or(Vec::new()).value {
         if entry.value == "unix" {
-            proxies.unix = true;
+            read.unix = true;
         } else if let Ok(network) = entry.value.parse::<ipnet::IpNet>() {
             if network.prefix_len() == 0 {
-                problems
-                    .warning(
-                        &entry.place,
-                        "trusts_everybody",
-                        "every caller can then claim any address in X-Forwarded-For",
-                    )
-                    .help("name only the networks of your own proxies");
+                whole(&entry.place, problems);
             }
-            proxies.networks.push(network.trunc());
+            read.networks.push(network.trunc());
         } else if let Ok(ip) = entry.value.parse::<std::net::IpAddr>() {
-            proxies.networks.push(ip.to_canonical().into());
+            read.networks.push(ip.to_canonical().into());
         } else {
             problems
                 .error(
@@ -306,7 +337,7 @@ fn proxies(field: Field<Vec<At<String>>>, problems: &mut Problems) -> TrustedPro
                 .help("write \"10.0.0.0/8\", \"192.0.2.7\", \"fd00::/8\" or \"unix\"");
         }
     }
-    proxies
+    read
 }
 
 fn within(

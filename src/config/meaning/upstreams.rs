@@ -5,12 +5,12 @@ use std::time::Duration;
 use http::uri::Authority;
 use http::{HeaderName, HeaderValue};
 
-use super::{Context, count, duration, headers, label, secrets};
+use super::{Context, count, duration, headers, label, number, paths, secrets, tls};
 use crate::config::Secret;
 use crate::config::problem::Problems;
-use crate::config::schema::{self, HeaderSource};
-use crate::config::settings::{Endpoint, Upstream};
-use crate::config::tree::Place;
+use crate::config::schema::{self, HeaderSource, Urls};
+use crate::config::settings::{Breaker, Endpoint, HealthCheck, Trust, Upstream};
+use crate::config::tls::{Roots, digest_of};
 use crate::config::value::{At, Field, Named};
 
 /// Tiki waits this long for an answer (docs/protocol.md, "Retries").
@@ -57,19 +57,18 @@ fn read(name: At<String>, written: schema::Upstream, context: &mut Context<'_>) 
         ca,
         client_certificate,
         client_key,
+        breaker,
+        health,
     } = written;
+    let name_fits = label(name.clone(), context.problems).is_some();
+    let targets = url.required(context.problems).and_then(|urls| {
+        let trust = BackendTrust::read(ca, client_certificate, client_key, &urls.value, context);
+        targets(urls, trust, context)
+    });
     let problems = &mut *context.problems;
-    let name_fits = label(name.clone(), problems).is_some();
-    for file in [ca, client_certificate, client_key] {
-        if !file.is_absent() {
-            no_tls(&file.place, problems);
-        }
-    }
-    let target = url
-        .required(problems)
-        .and_then(|url| endpoint(&url, context));
-    let problems = &mut *context.problems;
-    let host = host_header(host, target.as_ref(), problems);
+    let host = host_header(host, targets.as_deref(), problems);
+    let breaker = read_breaker(breaker, problems);
+    let health = read_health(health, problems);
     let deadlines = Deadlines::read(connect_timeout, answer_within, settle_within, problems);
     let max_in_flight = count(max_in_flight, 64, 1..=100_000, problems);
     let (header_names, set_headers) = fixed_headers(set_headers, context);
@@ -78,13 +77,15 @@ fn read(name: At<String>, written: schema::Upstream, context: &mut Context<'_>) 
     let meaning = || {
         Some(Upstream {
             name: name_fits.then(|| name.value.clone())?,
-            endpoint: target?.endpoint,
+            endpoints: targets?.into_iter().map(|target| target.endpoint).collect(),
             host: host?,
             connect_timeout: deadlines.connect_timeout,
             answer_within: deadlines.answer_within,
             settle_within,
             max_in_flight,
             set_headers: set_headers?,
+            breaker,
+            health: health?,
         })
     };
     ReadUpstream {
@@ -159,8 +160,46 @@ struct Target {
     host: String,
 }
 
-/// Reads `http://host[:port]` or `unix:/path`. The url itself is not shown: it may hold a password.
-fn endpoint(url: &At<String>, context: &mut Context<'_>) -> Option<Target> {
+/// Reads all addresses: each one once.
+fn targets(
+    urls: At<Urls>,
+    trust: Option<Option<Trust>>,
+    context: &mut Context<'_>,
+) -> Option<Vec<Target>> {
+    let At { place, value: urls } = urls;
+    if urls.0.is_empty() {
+        context
+            .problems
+            .error(&place, "missing", "names no address")
+            .help("write url = \"http://127.0.0.1:9000\", or a list of such");
+        return None;
+    }
+    let asked = urls.0.len();
+    let mut targets: Vec<Target> = Vec::with_capacity(asked);
+    for url in urls.0 {
+        let Some(target) = target(&url, trust.as_ref(), context) else {
+            continue;
+        };
+        if targets
+            .iter()
+            .any(|other| other.endpoint == target.endpoint)
+        {
+            let message = "another address of this backend is the same";
+            context.problems.error(&url.place, "duplicate", message);
+            continue;
+        }
+        targets.push(target);
+    }
+    (targets.len() == asked).then_some(targets)
+}
+
+/// Reads `http://host[:port]`, `https://host[:port]` or `unix:/path`. The url itself is not shown: it may
+/// hold a password.
+fn target(
+    url: &At<String>,
+    trust: Option<&Option<Trust>>,
+    context: &mut Context<'_>,
+) -> Option<Target> {
     if let Some(path) = url.value.strip_prefix("unix:") {
         if path.is_empty() {
             let message = "a path must follow `unix:`";
@@ -172,27 +211,49 @@ fn endpoint(url: &At<String>, context: &mut Context<'_>) -> Option<Target> {
             host: "localhost".to_owned(),
         });
     }
-    if url.value.starts_with("https://") {
-        no_tls(&url.place, context.problems);
-        return None;
-    }
-    let target = http_target(&url.value);
+    let target = match url.value.strip_prefix("https://") {
+        // Without them something was reported.
+        Some(rest) => authority(rest, 443)
+            .zip(trust?.clone())
+            .map(|(parsed, trust)| Target {
+                host: parsed.text,
+                endpoint: Endpoint::Tls {
+                    host: parsed.host_port.host,
+                    port: parsed.host_port.port,
+                    trust,
+                },
+            }),
+        None => http_target(&url.value),
+    };
     if target.is_none() {
         context
             .problems
             .error(&url.place, "bad_url", "is no backend's address")
-            .help("write http://host:port or unix:/path, without user, path and query; the path is upstream_path of the route");
+            .help("write http://host:port, https://host:port or unix:/path, without user, path and query; the path is upstream_path of the route");
     }
     target
 }
 
 fn http_target(url: &str) -> Option<Target> {
-    let rest = url.strip_prefix("http://")?;
-    let rest = rest.strip_suffix('/').unwrap_or(rest);
-    let HostPort { host, port } = host_port(rest, 80)?;
+    let parsed = authority(url.strip_prefix("http://")?, 80)?;
+    let HostPort { host, port } = parsed.host_port;
     Some(Target {
         endpoint: Endpoint::Tcp { host, port },
-        host: rest.to_owned(),
+        host: parsed.text,
+    })
+}
+
+struct ParsedAuthority {
+    host_port: HostPort,
+    /// As it was written.
+    text: String,
+}
+
+fn authority(text: &str, default_port: u16) -> Option<ParsedAuthority> {
+    let text = text.strip_suffix('/').unwrap_or(text);
+    Some(ParsedAuthority {
+        host_port: host_port(text, default_port)?,
+        text: text.to_owned(),
     })
 }
 
@@ -242,11 +303,26 @@ fn is_dns_name(host: &str) -> bool {
 
 fn host_header(
     field: Field<String>,
-    target: Option<&Target>,
+    targets: Option<&[Target]>,
     problems: &mut Problems,
 ) -> Option<HeaderValue> {
+    let place = field.place.clone();
+    let absent = field.is_absent();
     let Some(written) = field.written() else {
-        return target.and_then(|target| HeaderValue::from_str(&target.host).ok());
+        let (first, others) = targets?.split_first()?;
+        if absent && others.iter().any(|other| other.host != first.host) {
+            problems
+                .error(
+                    &place,
+                    "missing",
+                    "is required where the addresses have several hosts",
+                )
+                .help(
+                    "write the Host that all of them answer to, such as host = \"legacy.internal\"",
+                );
+            return None;
+        }
+        return HeaderValue::from_str(&first.host).ok();
     };
     let fits = written
         .value
@@ -260,12 +336,151 @@ fn host_header(
     HeaderValue::from_str(&written.value).ok()
 }
 
-fn no_tls(place: &Place, problems: &mut Problems) {
-    problems.not_available(
-        place,
-        "TLS towards the backend is",
-        "run the gate beside the backend and use http:// or unix:, or put a local TLS proxy between them",
+/// What a backend's certificate is checked against, and what is shown to it.
+struct BackendTrust;
+
+impl BackendTrust {
+    /// The outer `None`: something is wrong, and was reported. The inner one: no address is `https`.
+    fn read(
+        ca: Field<String>,
+        certificate: Field<String>,
+        key: Field<String>,
+        urls: &Urls,
+        context: &mut Context<'_>,
+    ) -> Option<Option<Trust>> {
+        let https = urls.0.iter().find(|url| url.value.starts_with("https://"));
+        let Some(https) = https else {
+            for field in [ca, certificate, key] {
+                if !field.is_absent() {
+                    let message = "is for https, and no url of this backend is";
+                    context.problems.warning(&field.place, "unused", message);
+                }
+            }
+            return Some(None);
+        };
+        let place = https.place.clone();
+        let shown = !certificate.is_absent() || !key.is_absent();
+        let roots = if ca.is_absent() {
+            Roots::of_the_system()
+                .map_err(|fault| {
+                    context
+                        .problems
+                        .error(&place, "no_certificates", fault)
+                        .help("install ca-certificates, or name a PEM file with ca");
+                })
+                .ok()
+        } else {
+            tls::roots(ca, context)
+        };
+        let pair = match shown {
+            true => Some(tls::pair(certificate, key, context)?),
+            false => None,
+        };
+        let key_place = pair.as_ref().map(|pair| pair.key_place.clone());
+        let identity = pair.map(|pair| {
+            let digest = digest_of([Some(&pair.certificate), Some(&pair.key)]);
+            (pair.identity, digest)
+        });
+        match Trust::new(roots?, identity) {
+            Ok(trust) => Some(Some(trust)),
+            Err(fault) => {
+                let place = key_place.unwrap_or(place);
+                context.problems.error(&place, "bad_certificate", fault);
+                None
+            }
+        }
+    }
+}
+
+fn read_breaker(field: Field<schema::Breaker>, problems: &mut Problems) -> Breaker {
+    let usual = Breaker {
+        enabled: true,
+        ..Breaker::OFF
+    };
+    let Some(At { value, .. }) = field.written() else {
+        return usual;
+    };
+    let schema::Breaker {
+        enabled,
+        failures,
+        failure_percent,
+        min_calls,
+        window,
+        open_for,
+    } = value;
+    let narrow = |number: At<u64>| u32::try_from(number.value).unwrap_or(u32::MAX);
+    let second = Duration::from_secs(1);
+    Breaker {
+        enabled: enabled.or(usual.enabled).value,
+        failures: narrow(number(
+            failures,
+            u64::from(usual.failures),
+            1..=10_000,
+            problems,
+        )),
+        failure_percent: narrow(number(
+            failure_percent,
+            u64::from(usual.failure_percent),
+            1..=100,
+            problems,
+        )),
+        min_calls: narrow(number(
+            min_calls,
+            u64::from(usual.min_calls),
+            1..=100_000,
+            problems,
+        )),
+        window: duration(window, usual.window, second..=3600 * second, problems).value,
+        open_for: duration(
+            open_for,
+            usual.open_for,
+            Duration::from_millis(1)..=3600 * second,
+            problems,
+        )
+        .value,
+    }
+}
+
+/// The outer `None`: something is wrong, and was reported.
+fn read_health(
+    field: Field<schema::Health>,
+    problems: &mut Problems,
+) -> Option<Option<HealthCheck>> {
+    if field.is_absent() {
+        return Some(None);
+    }
+    let At { value, .. } = field.written()?;
+    let schema::Health {
+        path,
+        every,
+        timeout,
+        healthy_after,
+        unhealthy_after,
+    } = value;
+    let path = path
+        .required(problems)
+        .and_then(|path| paths::upstream_path(path, problems));
+    let times = |field, default, problems: &mut Problems| {
+        let number = number(field, default, 1..=100, problems);
+        u32::try_from(number.value).unwrap_or(u32::MAX)
+    };
+    let second = Duration::from_secs(1);
+    let every = duration(every, 5 * second, second / 10..=3600 * second, problems);
+    let timeout = duration(
+        timeout,
+        second,
+        Duration::from_millis(1)..=60 * second,
+        problems,
     );
+    let healthy_after = times(healthy_after, 2, problems);
+    let unhealthy_after = times(unhealthy_after, 3, problems);
+    Some(Some(HealthCheck {
+        path: path?.value,
+        every: every.value,
+        timeout: timeout.value,
+        healthy_after,
+        unhealthy_after,
+    }))
 }
 
 /// The names as far as they are valid, and all headers if everything about them is right.

@@ -1,7 +1,4 @@
 //! What may be written: one type per table, with nothing decided yet.
-//!
-//! Keys of features that are not built yet are known here too, so that a configuration which uses
-//! one is told so, and is not told that the key doesn't exist.
 
 mod clients;
 mod ledger;
@@ -17,7 +14,7 @@ pub(crate) use routes::{
     Condition, Idempotency, MethodWord, Probe, Route, Scalar, Sign, SignedPath, Signs,
 };
 pub(crate) use server::{Admin, PerFamily, Rate, Server, Signature, Tls};
-pub(crate) use upstreams::{HeaderSource, Upstream};
+pub(crate) use upstreams::{Breaker, HeaderSource, Health, Upstream, Urls};
 
 use super::problem::Problems;
 use super::tree::Node;

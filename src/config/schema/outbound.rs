@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Rate, SecretSource};
+use super::{Rate, SecretSource, Tls};
 use crate::config::problem::Problems;
 use crate::config::settings::{Delivery, Environment};
 use crate::config::tree::Node;
@@ -13,6 +13,9 @@ use crate::tiki::Family;
 pub(crate) struct Outbound {
     pub(crate) listen: Field<ListenAddress>,
     pub(crate) token: Field<SecretSource>,
+    pub(crate) tls: Field<Tls>,
+    pub(crate) allow: Field<Vec<At<String>>>,
+    pub(crate) deny: Field<Vec<At<String>>>,
     pub(crate) accounts: Field<Vec<At<Account>>>,
     pub(crate) ca: Field<String>,
     pub(crate) paths: Field<Vec<At<String>>>,
@@ -42,6 +45,9 @@ impl FromNode for Outbound {
             Self {
                 listen: table.field("listen"),
                 token: table.field("token"),
+                tls: table.field("tls"),
+                allow: table.field("allow"),
+                deny: table.field("deny"),
                 accounts: table.field("accounts"),
                 ca: table.field("ca"),
                 paths: table.field("paths"),

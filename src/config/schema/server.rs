@@ -6,7 +6,7 @@ use super::SecretEntry;
 use crate::config::problem::Problems;
 use crate::config::tree::{Node, Value};
 use crate::config::value::{At, ByteSize, Field, FromNode, Table, table, words};
-use crate::net::ListenAddress;
+use crate::net::{AddressHeader, ListenAddress};
 use crate::tiki::Family;
 
 pub(crate) struct Server {
@@ -15,14 +15,18 @@ pub(crate) struct Server {
     pub(crate) max_in_flight: Field<u64>,
     pub(crate) header_timeout: Field<Duration>,
     pub(crate) body_timeout: Field<Duration>,
+    pub(crate) min_body_rate: Field<ByteSize>,
     pub(crate) idle_timeout: Field<Duration>,
     pub(crate) write_timeout: Field<Duration>,
+    pub(crate) max_connection_age: Field<Duration>,
     pub(crate) head_limit: Field<ByteSize>,
     pub(crate) max_headers: Field<u64>,
     pub(crate) per_address: Field<Rate>,
     pub(crate) trusted_proxies: Field<Vec<At<String>>>,
+    pub(crate) address_header: Field<AddressHeader>,
     pub(crate) proxy_protocol: Field<bool>,
     pub(crate) allow: Field<Vec<At<String>>>,
+    pub(crate) deny: Field<Vec<At<String>>>,
     pub(crate) drain_delay: Field<Duration>,
     pub(crate) drain_within: Field<Duration>,
     pub(crate) workers: Field<u64>,
@@ -37,14 +41,18 @@ impl Server {
             max_in_flight: table.field("max_in_flight"),
             header_timeout: table.field("header_timeout"),
             body_timeout: table.field("body_timeout"),
+            min_body_rate: table.field("min_body_rate"),
             idle_timeout: table.field("idle_timeout"),
             write_timeout: table.field("write_timeout"),
+            max_connection_age: table.field("max_connection_age"),
             head_limit: table.field("head_limit"),
             max_headers: table.field("max_headers"),
             per_address: table.field("per_address"),
             trusted_proxies: table.field("trusted_proxies"),
+            address_header: table.field("address_header"),
             proxy_protocol: table.field("proxy_protocol"),
             allow: table.field("allow"),
+            deny: table.field("deny"),
             drain_delay: table.field("drain_delay"),
             drain_within: table.field("drain_within"),
             workers: table.field("workers"),
@@ -68,22 +76,34 @@ impl FromNode for Rate {
     }
 }
 
-/// `[server.tls]`: its keys are known, and mean nothing yet.
-pub(crate) struct Tls;
+words!(AddressHeader {
+    "x-forwarded-for" => AddressHeader::XForwardedFor,
+    "forwarded" => AddressHeader::Forwarded,
+});
+
+/// `[server.tls]` and `[outbound.tls]`
+pub(crate) struct Tls {
+    pub(crate) certificate: Field<String>,
+    pub(crate) private_key: Field<String>,
+    pub(crate) client_ca: Field<String>,
+    pub(crate) handshake_timeout: Field<Duration>,
+}
 
 impl FromNode for Tls {
     fn from_node(node: Node, problems: &mut Problems) -> Option<Self> {
-        table(node, problems, |table| {
-            for file in ["certificate", "private_key", "client_ca"] {
-                table.field::<String>(file);
-            }
-            Self
+        table(node, problems, |table| Self {
+            certificate: table.field("certificate"),
+            private_key: table.field("private_key"),
+            client_ca: table.field("client_ca"),
+            handshake_timeout: table.field("handshake_timeout"),
         })
     }
 }
 
 pub(crate) struct Admin {
     pub(crate) listen: Field<ListenAddress>,
+    pub(crate) allow: Field<Vec<At<String>>>,
+    pub(crate) deny: Field<Vec<At<String>>>,
     pub(crate) tokens: Field<Vec<At<SecretEntry>>>,
     pub(crate) hosts: Field<Vec<At<String>>>,
 }
@@ -93,6 +113,8 @@ impl Admin {
         table.secretive();
         Self {
             listen: table.field("listen"),
+            allow: table.field("allow"),
+            deny: table.field("deny"),
             tokens: table.field("tokens"),
             hosts: table.field("hosts"),
         }

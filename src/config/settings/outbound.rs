@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use http::HeaderName;
 
-use super::{Rate, Upstream};
+use super::{ListenerTls, Rate, Upstream};
 use crate::config::Secret;
-use crate::net::ListenAddress;
+use crate::net::{AddressRules, ListenAddress};
 use crate::tiki::Family;
 
 /// `[outbound]`
@@ -17,6 +17,10 @@ pub struct Outbound {
     pub listen: ListenAddress,
     /// What a caller must show as `Authorization: Bearer`; none: whoever reaches the listener may call.
     pub token: Option<Secret>,
+    /// TLS at the listener; none: plain HTTP.
+    pub tls: Option<ListenerTls>,
+    /// Whose connections are taken.
+    pub addresses: AddressRules,
     /// Who the calls are signed as. The first is taken where the caller names none. Never empty.
     pub accounts: Vec<Arc<Account>>,
     /// The paths below a base URL that may be called, each with its slash in front; none: all.

@@ -7,10 +7,10 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use super::super::upstreams::{HostPort, host_port};
-use super::super::{Context, paths};
+use super::super::{Context, paths, tls};
 use crate::config::Trust;
 use crate::config::problem::Problems;
-use crate::config::settings::{Endpoint, Upstream};
+use crate::config::settings::{Breaker, Endpoint, Upstream};
 use crate::config::tree::Place;
 use crate::config::value::{At, Field};
 
@@ -78,13 +78,15 @@ impl Way {
         };
         let upstream = Upstream {
             name,
-            endpoint,
+            endpoints: vec![endpoint],
             host: HeaderValue::from_str(&parsed.host).ok()?,
             connect_timeout: self.connect_timeout,
             answer_within: self.timeout,
             settle_within: self.timeout,
             max_in_flight: self.connections,
             set_headers: Vec::new(),
+            breaker: Breaker::OFF,
+            health: None,
         };
         Some(Target {
             upstream: Arc::new(upstream),
@@ -132,11 +134,11 @@ impl TrustSource {
         if ca.is_absent() {
             return Self::System(None);
         }
-        let Some(At { place, value }) = ca.written() else {
+        let place = ca.place.clone();
+        let Some(roots) = tls::roots(ca, context) else {
             return Self::Wrong;
         };
-        let path = context.path(&value);
-        match Trust::from_file(&path) {
+        match Trust::new(roots, None) {
             Ok(trust) => Self::File(trust),
             Err(fault) => {
                 context.problems.error(&place, "bad_ca", fault);

@@ -1,0 +1,128 @@
+//! TLS at a listener.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use sha2::{Digest, Sha256};
+
+use super::PemFile;
+
+/// TLS 1.2 and 1.3 at a listener, with a certificate and perhaps a demand for one. Read once; cheap to
+/// clone. Two are equal if their files had the same text.
+#[derive(Clone)]
+pub struct ListenerTls {
+    server: Arc<ServerConfig>,
+    /// From accepting to the end of the handshake.
+    pub handshake_timeout: Duration,
+    /// Whether a caller must show a certificate of one of our authorities.
+    pub demands_certificate: bool,
+    digest: [u8; 32],
+}
+
+/// A certificate chain with its key.
+pub(crate) struct Identity {
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) key: PrivateKeyDer<'static>,
+}
+
+/// Reads a certificate chain and its key. Whether they belong together is seen when they are used.
+pub(crate) fn identity(certificate: &PemFile, key: &PemFile) -> Result<Identity, IdentityFault> {
+    Ok(Identity {
+        chain: certificate.certificates().map_err(IdentityFault::Chain)?,
+        key: key.private_key().map_err(IdentityFault::Key)?,
+    })
+}
+
+/// Which of the two files is wrong, and how.
+pub(crate) enum IdentityFault {
+    Chain(String),
+    Key(String),
+}
+
+/// What is wrong with a pair, in words for people.
+pub(super) fn pair_fault(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InconsistentKeys(_) => {
+            "the key is not the certificate's: one of the two files is of another pair".to_owned()
+        }
+        other => format!("the certificate and its key can't be used: {other}"),
+    }
+}
+
+impl ListenerTls {
+    /// A listener that shows this identity. `authorities`: whose certificates a caller must show one
+    /// of. `digest` is over the files.
+    ///
+    /// # Errors
+    /// The pair doesn't belong together, or can't be used; a sentence.
+    pub(crate) fn new(
+        identity: Identity,
+        authorities: Option<RootCertStore>,
+        handshake_timeout: Duration,
+        digest: [u8; 32],
+    ) -> Result<Self, String> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?;
+        let demands_certificate = authorities.is_some();
+        let builder = match authorities {
+            None => builder.with_no_client_auth(),
+            Some(roots) => {
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                        .build()
+                        .map_err(|error| error.to_string())?;
+                builder.with_client_cert_verifier(verifier)
+            }
+        };
+        let mut server = builder
+            .with_single_cert(identity.chain, identity.key)
+            .map_err(|error| pair_fault(&error))?;
+        // HTTP/1.1 is all that the gate speaks.
+        server.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self {
+            server: Arc::new(server),
+            handshake_timeout,
+            demands_certificate,
+            digest,
+        })
+    }
+
+    /// The TLS server.
+    pub fn server(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.server)
+    }
+}
+
+/// What tells files with the same text.
+pub(crate) fn digest_of<'f>(files: impl IntoIterator<Item = Option<&'f PemFile>>) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    for file in files {
+        digest.update(file.map_or([0; 32], PemFile::digest));
+    }
+    digest.finalize().into()
+}
+
+impl fmt::Debug for ListenerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ListenerTls")
+            .field("handshake_timeout", &self.handshake_timeout)
+            .field("demands_certificate", &self.demands_certificate)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for ListenerTls {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+            && self.handshake_timeout == other.handshake_timeout
+            && self.demands_certificate == other.demands_certificate
+    }
+}
+
+impl Eq for ListenerTls {}
