@@ -142,7 +142,10 @@ mod tests {
         let crowd = Arc::new(Crowd::new());
         let noisy = fill(&crowd, NOISY, 1000);
         assert_eq!(noisy.len(), 800);
-        assert_eq!(crowd.enter(NOISY, 1000).unwrap_err(), Overload::AddressShare);
+        assert_eq!(
+            crowd.enter(NOISY, 1000).unwrap_err(),
+            Overload::AddressShare
+        );
         let quiet: Vec<_> = (2..102)
             .map(|address| crowd.enter(LimitKey::V4(address), 1000).unwrap())
             .collect();
@@ -175,7 +178,11 @@ mod tests {
         drop(all);
         assert_eq!(crowd.in_flight.load(Ordering::Relaxed), 0);
         let counts = crowd.rows.iter().flat_map(|row| row.counters.iter());
-        assert!(counts.into_iter().all(|counter| counter.load(Ordering::Relaxed) == 0));
+        assert!(
+            counts
+                .into_iter()
+                .all(|counter| counter.load(Ordering::Relaxed) == 0)
+        );
     }
 
     #[test]

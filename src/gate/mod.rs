@@ -177,6 +177,11 @@ impl Gate {
         })
     }
 
+    /// What it shares with the other workers' gates.
+    pub fn common(&self) -> &Arc<Common> {
+        &self.common
+    }
+
     /// The steps of a call, in their order.
     ///
     /// # Errors
@@ -469,11 +474,6 @@ impl Common {
     /// Ends detached calls: what may have been sent is recorded as unknown.
     pub fn abandon_running_calls(&self) {
         self.abort.cancel();
-    }
-
-    /// Whether there is anything for [`keep_looking`] to do.
-    pub fn looks_around(&self) -> bool {
-        self.routes.any_probe()
     }
 
     /// What is in trouble by the last calls' experience, one short sentence each.

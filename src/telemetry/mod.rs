@@ -89,7 +89,11 @@ impl LogHandle {
 
     /// The access log of worker `n`, counted from 0.
     pub fn access(&self, n: usize) -> AccessLog {
-        AccessLog::new(self.sink.clone(), n % self.workers.max(1), self.level.clone())
+        AccessLog::new(
+            self.sink.clone(),
+            n % self.workers.max(1),
+            self.level.clone(),
+        )
     }
 
     /// The least level that is written; can be changed.
