@@ -20,6 +20,7 @@ mod passing;
 mod postgres;
 mod promises;
 mod real_backends;
+mod reload;
 mod server;
 mod steps;
 mod support;
