@@ -28,11 +28,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::AdminToken;
 use crate::ledger::{Ledger, RecordId, State, Stats};
+use crate::metrics::{ConnectionRefused, ListenerName, ServerMetrics};
+use crate::net::{AddressRules, Peer};
 use crate::outbound::outbox::{self, Outbox};
 
 /// What the admin listener may tell of the gate and ask of it.
@@ -139,6 +142,39 @@ pub struct AdminSettings {
     pub hosts: Vec<String>,
     /// Bounds of what a caller can take.
     pub limits: Limits,
+    /// Whose connections are taken.
+    pub access: Access,
+}
+
+/// Whose connections the admin listener takes; a clone shares its rules.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    rules: Arc<ArcSwap<AddressRules>>,
+    counted: Arc<ServerMetrics>,
+}
+
+impl Access {
+    /// Those that the rules let in; what is refused is counted.
+    pub fn new(rules: AddressRules, counted: Arc<ServerMetrics>) -> Self {
+        Self {
+            rules: Arc::new(ArcSwap::from_pointee(rules)),
+            counted,
+        }
+    }
+
+    /// Replaces the rules, for connections to come.
+    pub fn replace(&self, rules: AddressRules) {
+        self.rules.store(Arc::new(rules));
+    }
+
+    fn permits(&self, peer: Peer) -> bool {
+        let permitted = self.rules.load().permit(peer.into());
+        if !permitted {
+            self.counted
+                .refused(ListenerName::Admin, ConnectionRefused::Address);
+        }
+        permitted
+    }
 }
 
 /// Bounds of what a caller of the admin listener can take.
@@ -213,6 +249,7 @@ pub async fn serve(
         tokens,
         hosts,
         limits,
+        access,
     } = settings;
     let desk = handler::Desk {
         tokens: guard::Tokens::new(&tokens),
@@ -221,5 +258,5 @@ pub async fn serve(
         ledger,
         control,
     };
-    connections::accept(listener.into(), Arc::new(desk), shutdown).await;
+    connections::accept(listener.into(), access, Arc::new(desk), shutdown).await;
 }

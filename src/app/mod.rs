@@ -27,7 +27,7 @@ use crate::clock::Clock;
 use crate::config::Settings;
 use crate::gate::{Common, Gate};
 use crate::ledger::{DefineError, Ledger, Owner};
-use crate::metrics::{Metrics, Sources};
+use crate::metrics::{ListenerName, Metrics, Sources};
 use crate::net::ListenAddress;
 use crate::server::{self, BindError};
 use crate::telemetry::{self, LogHandle};
@@ -107,13 +107,27 @@ impl App {
         )
         .map_err(StartError::Settings)?;
         let life = Arc::new(Life::new());
-        let outbound = Outbound::prepare(&settings, &common, &backing, &clock, &life)?;
-        let outbound_handle = outbound.as_ref().map(Outbound::handle);
-        let connections = Arc::new(server::Shared::new(settings.server.max_connections));
         let sources = Sources {
             log_lines_dropped: log.lines_dropped(),
             ..Sources::default()
         };
+        let counted = Arc::clone(&sources.listeners);
+        let outbound = Outbound::prepare(
+            &settings,
+            &common,
+            &backing,
+            &clock,
+            &life,
+            Arc::clone(&counted),
+        )?;
+        let outbound_handle = outbound.as_ref().map(Outbound::handle);
+        server::provide_descriptors(descriptors(&settings));
+        let policy = server::Policy::from(&settings.server).current();
+        let connections = Arc::new(server::Shared::new(
+            settings.server.max_connections,
+            ListenerName::Server,
+            Arc::clone(&counted),
+        ));
         // One more than the workers: the control thread sends and asks too.
         let metrics = Metrics::new(Common::labels(&settings, sources), workers + 1);
         if outbound.is_some() {
@@ -132,7 +146,7 @@ impl App {
                     random()?,
                 ),
                 listener,
-                limits: server::Limits::from(&settings.server),
+                policy: Arc::clone(&policy),
                 connections: Arc::clone(&connections),
                 life: Arc::clone(&life),
             };
@@ -160,6 +174,7 @@ impl App {
             tokens,
             hosts: settings.admin.hosts.clone(),
             limits: admin::Limits::default(),
+            access: admin::Access::new(settings.admin.addresses.clone(), counted),
         };
         let running = control.run(admin_listener, admin_settings, Arc::clone(&settings));
         threads.push(spawn("control".to_owned(), running)?);
@@ -264,7 +279,7 @@ struct Worker {
         u64,
     ),
     listener: server::Listener,
-    limits: server::Limits,
+    policy: server::CurrentPolicy,
     connections: Arc<server::Shared>,
     life: Arc<Life>,
 }
@@ -278,7 +293,7 @@ impl Worker {
         let abort = self.life.abort();
         let served = server::serve(
             self.listener,
-            self.limits,
+            self.policy,
             self.connections,
             service,
             closing,
@@ -302,6 +317,15 @@ fn spawn(
         .name(name)
         .spawn(move || runtime.block_on(future))
         .map_err(StartError::System)
+}
+
+/// Connections that there may be at once, of callers and to backends.
+fn descriptors(settings: &Settings) -> usize {
+    let backends = settings
+        .upstreams
+        .iter()
+        .map(|upstream| upstream.max_in_flight);
+    backends.fold(settings.server.max_connections, usize::saturating_add)
 }
 
 fn runtime() -> io::Result<tokio::runtime::Runtime> {

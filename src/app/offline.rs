@@ -74,6 +74,7 @@ impl OfflineLedger {
             }],
             hosts: Vec::new(),
             limits: admin::Limits::default(),
+            access: admin::Access::default(),
         };
         let shutdown = CancellationToken::new();
         let stop = shutdown.clone();

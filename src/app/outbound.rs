@@ -8,6 +8,8 @@ use tokio::sync::Notify;
 use crate::clock::Clock;
 use crate::config::{self, Delivery, Settings};
 use crate::gate::Common;
+use crate::metrics::{ListenerName, ServerMetrics};
+use crate::net::BodyPace;
 use crate::outbound::outbox::{
     Courier, MemoryOutbox, Outbox, PostgresOutbox, SqliteOutbox, StoreFault,
 };
@@ -28,8 +30,8 @@ pub(super) struct Outbound {
     common: Arc<Common>,
     clock: Clock,
     listener: server::Listener,
-    limits: server::Limits,
-    body_timeout: std::time::Duration,
+    policy: server::CurrentPolicy,
+    body_pace: BodyPace,
     connections: Arc<server::Shared>,
     outbox: Option<Arc<dyn Outbox>>,
     life: Arc<Life>,
@@ -55,6 +57,7 @@ impl Outbound {
         backing: &Backing,
         clock: &Clock,
         life: &Arc<Life>,
+        counted: Arc<ServerMetrics>,
     ) -> Result<Option<Self>, StartError> {
         let (Some(outbound), Some(accounts)) = (&settings.outbound, common.accounts()) else {
             tell_of_forgotten(backing)?;
@@ -75,9 +78,12 @@ impl Outbound {
             common: Arc::clone(common),
             clock: clock.clone(),
             listener,
-            limits: server::Limits::from(&settings.server),
-            body_timeout: settings.server.body_timeout,
-            connections: Arc::new(server::Shared::new(most)),
+            policy: server::Policy::outbound(outbound, &settings.server).current(),
+            body_pace: BodyPace {
+                within: settings.server.body_timeout,
+                min_rate: settings.server.min_body_rate,
+            },
+            connections: Arc::new(server::Shared::new(most, ListenerName::Outbound, counted)),
             outbox,
             life: Arc::clone(life),
         }))
@@ -104,7 +110,7 @@ impl Outbound {
         let metrics = self.common.outbound_metrics();
         let listener = Listener::new(
             Arc::clone(&self.settings),
-            self.body_timeout,
+            self.body_pace,
             Arc::clone(&tiki),
             self.outbox.clone(),
             Arc::clone(&handle.wake),
@@ -131,7 +137,7 @@ impl Outbound {
         let serving = async {
             let served = server::serve(
                 self.listener,
-                self.limits,
+                self.policy,
                 self.connections,
                 listener.service(),
                 self.life.closing(),

@@ -15,6 +15,7 @@ mod exposition;
 mod outbound;
 mod process;
 mod render;
+mod server;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use cells::{Cells, Histogram};
 pub use outbound::{Confirmation, OutboundCall, OutboundMetrics, OutboxFigures};
+pub use server::{ConnectionRefused, ListenerName, ServerMetrics, TlsVersion};
 
 /// The `Content-Type` of [`Metrics::render`]'s text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -47,6 +49,8 @@ pub struct Sources {
     pub connections: Arc<AtomicUsize>,
     /// Log lines that were given up since the start; the log counts them.
     pub log_lines_dropped: Arc<AtomicU64>,
+    /// What the listeners count.
+    pub listeners: Arc<ServerMetrics>,
 }
 
 /// All metrics of one gate.

@@ -472,6 +472,7 @@ impl Gate {
             ],
             hosts: vec!["gate.internal".to_owned()],
             limits,
+            access: tikigate::admin::Access::default(),
         };
         let socket = socket.map(|name| directory.path().join(name));
         let (bound, binding) = mpsc::channel();
