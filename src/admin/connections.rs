@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::handler::Desk;
-use super::{Access, Listener};
+use super::{Admission, Listener};
 use crate::net::Peer;
 
 /// Bytes of a request's head at most, and fields in it.
@@ -38,7 +38,7 @@ const MIN_STAY: Duration = Duration::from_millis(100);
 /// Accepts connections until `shutdown`, then waits a little for those that are being answered.
 pub(super) async fn accept(
     listener: Listener,
-    access: Access,
+    admission: Admission,
     desk: Arc<Desk>,
     shutdown: CancellationToken,
 ) {
@@ -49,7 +49,7 @@ pub(super) async fn accept(
             accepted = listener.accept() => accepted,
         };
         let accepted = match accepted {
-            Ok((accepted, peer)) if access.permits(peer) => accepted,
+            Ok((accepted, peer)) if admission.permits(peer) => accepted,
             Ok(_) => continue,
             Err(error) => {
                 tracing::warn!(%error, "the admin listener could not accept a connection");

@@ -32,7 +32,8 @@ use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::AdminToken;
+pub use guard::Access;
+
 use crate::ledger::{Ledger, RecordId, State, Stats};
 use crate::metrics::{ConnectionRefused, ListenerName, ServerMetrics};
 use crate::net::{AddressRules, Peer};
@@ -132,28 +133,25 @@ impl Phase {
     }
 }
 
-/// Who may use the API, by which names, within which limits.
+/// Who may use the API, within which limits.
 #[derive(Clone, Debug)]
 pub struct AdminSettings {
-    /// Bearer tokens; [`token::ensure_token`] makes one where none is configured. Empty: nobody may.
-    pub tokens: Vec<AdminToken>,
-    /// Names that the API accepts in `Host` besides the listen address and loopback: with a port
-    /// only on that port, without one on any.
-    pub hosts: Vec<String>,
+    /// Who that is; can be changed.
+    pub access: Access,
     /// Bounds of what a caller can take.
     pub limits: Limits,
-    /// Whose connections are taken.
-    pub access: Access,
+    /// Whose connections are taken; can be changed.
+    pub admission: Admission,
 }
 
 /// Whose connections the admin listener takes; a clone shares its rules.
 #[derive(Clone, Debug, Default)]
-pub struct Access {
+pub struct Admission {
     rules: Arc<ArcSwap<AddressRules>>,
     counted: Arc<ServerMetrics>,
 }
 
-impl Access {
+impl Admission {
     /// Those that the rules let in; what is refused is counted.
     pub fn new(rules: AddressRules, counted: Arc<ServerMetrics>) -> Self {
         Self {
@@ -246,17 +244,15 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) {
     let AdminSettings {
-        tokens,
-        hosts,
-        limits,
         access,
+        admission,
+        limits,
     } = settings;
     let desk = handler::Desk {
-        tokens: guard::Tokens::new(&tokens),
-        hosts,
+        access,
         limits,
         ledger,
         control,
     };
-    connections::accept(listener.into(), access, Arc::new(desk), shutdown).await;
+    connections::accept(listener.into(), admission, Arc::new(desk), shutdown).await;
 }

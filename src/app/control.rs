@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminSettings, Readiness, SendNow, SendNowError, SendingNow};
+use crate::clock::Clock;
 use crate::config::Settings;
-use crate::gate::{Common, Gate, NotSentNow, SentNow, keep_looking};
+use crate::gate::{Common, Current, NotSentNow, SentNow, keep_looking};
 use crate::ledger::{Ledger, RecordId, State, Stats};
 use crate::metrics::{LedgerFigures, Metrics, OutboxFigures, StateFigures};
 use crate::outbound::outbox::{self, Outbox};
@@ -16,14 +17,18 @@ use crate::server;
 use super::drain::Life;
 use super::outbound::Handle;
 use super::readiness::{QuarantineSeen, readiness};
+use super::reload::Status;
 use super::sweep::{PACE, keep_sweeping};
 
 /// What the control thread works with.
 pub(super) struct Control {
     /// For what is sent and asked without a caller; its connections are this thread's.
-    pub(super) gate: Arc<Gate>,
+    pub(super) gate: Current,
     pub(super) life: Arc<Life>,
+    /// Of the start; what is in flight is the same in all that came after it.
     pub(super) common: Arc<Common>,
+    pub(super) configuration: Arc<Status>,
+    pub(super) clock: Clock,
     pub(super) ledger: Arc<dyn Ledger>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) connections: Arc<server::Shared>,
@@ -61,10 +66,8 @@ impl Control {
         let looking = tokio::spawn(seen.keep_looking(Arc::clone(&control.ledger)));
         let sweeping = tokio::spawn(keep_sweeping(Arc::clone(&control.ledger), PACE));
         let life = Arc::clone(&control.life);
-        if control.common.looks_around() {
-            let looking = keep_looking(Arc::clone(&control.gate));
-            tokio::spawn(life.draining().run_until_cancelled_owned(looking));
-        }
+        let looking_around = keep_looking(control.gate.clone());
+        tokio::spawn(life.draining().run_until_cancelled_owned(looking_around));
         let server = &settings.server;
         let connections = || {
             let outbound = control.outbound.as_ref();
@@ -90,9 +93,11 @@ impl Control {
 
 impl admin::Control for Control {
     fn readiness(&self) -> Readiness {
+        let mut degraded = self.gate.get().common().degraded();
+        degraded.extend(self.configuration.degraded(self.clock.now()));
         readiness(
             self.life.phase(),
-            self.common.degraded(),
+            degraded,
             self.ledger.trouble(),
             self.quarantine.cause(),
         )
@@ -128,7 +133,7 @@ impl admin::Control for Control {
     }
 
     fn send_now(&self, id: RecordId) -> SendingNow {
-        let gate = Arc::clone(&self.gate);
+        let gate = self.gate.get();
         Box::pin(async move {
             match gate.send_now(id).await {
                 Ok(SentNow { status, state }) => Ok(SendNow {

@@ -13,7 +13,7 @@ use crate::net::BodyPace;
 use crate::outbound::outbox::{
     Courier, MemoryOutbox, Outbox, PostgresOutbox, SqliteOutbox, StoreFault,
 };
-use crate::outbound::{Accounts, Listener, Tiki};
+use crate::outbound::{Accounts, CallerToken, Listener, Tiki};
 use crate::server;
 
 use super::StartError;
@@ -35,6 +35,7 @@ pub(super) struct Outbound {
     connections: Arc<server::Shared>,
     outbox: Option<Arc<dyn Outbox>>,
     life: Arc<Life>,
+    token: CallerToken,
 }
 
 /// What others need of it.
@@ -42,11 +43,15 @@ pub(super) struct Outbound {
 pub(super) struct Handle {
     pub(super) address: crate::net::ListenAddress,
     pub(super) connections: Arc<server::Shared>,
+    /// What the listener asks of connections.
+    pub(super) policy: server::CurrentPolicy,
     pub(super) outbox: Option<Arc<dyn Outbox>>,
     /// Looks into the outbox again.
     pub(super) wake: Arc<Notify>,
     /// Deliveries that are at Tiki.
     pub(super) in_flight: Arc<AtomicUsize>,
+    /// What callers must show; can be changed.
+    pub(super) token: CallerToken,
 }
 
 impl Outbound {
@@ -86,6 +91,7 @@ impl Outbound {
             connections: Arc::new(server::Shared::new(most, ListenerName::Outbound, counted)),
             outbox,
             life: Arc::clone(life),
+            token: CallerToken::new(outbound.token.as_ref()),
         }))
     }
 
@@ -93,9 +99,11 @@ impl Outbound {
         Handle {
             address: self.listener.local_address(),
             connections: Arc::clone(&self.connections),
+            policy: Arc::clone(&self.policy),
             outbox: self.outbox.clone(),
             wake: Arc::default(),
             in_flight: Arc::default(),
+            token: self.token.clone(),
         }
     }
 
@@ -110,6 +118,7 @@ impl Outbound {
         let metrics = self.common.outbound_metrics();
         let listener = Listener::new(
             Arc::clone(&self.settings),
+            self.token,
             self.body_pace,
             Arc::clone(&tiki),
             self.outbox.clone(),

@@ -30,7 +30,6 @@ pub struct Arrivals {
     signatures: Arc<Signatures>,
     noted: AtomicUsize,
     shards: Vec<Mutex<Shard>>,
-    families: Vec<Family>,
     clock: Clock,
 }
 
@@ -41,20 +40,19 @@ struct Shard {
 }
 
 impl Arrivals {
-    /// Of calls with these families of headers, beside the memory of those that were let in.
-    pub fn new(signatures: Arc<Signatures>, families: Vec<Family>, clock: Clock) -> Self {
+    /// Beside the memory of those that were let in.
+    pub fn new(signatures: Arc<Signatures>, clock: Clock) -> Self {
         Self {
             signatures,
             noted: AtomicUsize::new(0),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            families,
             clock,
         }
     }
 
-    /// Notes a call that is refused unseen.
-    pub(super) fn note_head(&self, headers: &HeaderMap) {
-        if let Ok(signature) = read_headers(headers, &self.families) {
+    /// Notes a call that is refused unseen, if it has the headers of one of these families.
+    pub(super) fn note_head(&self, headers: &HeaderMap, families: &[Family]) {
+        if let Ok(signature) = read_headers(headers, families) {
             self.note(&signature.mac);
         }
     }
