@@ -20,7 +20,6 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::listeners::Listeners;
 use crate::admin::{self, Access};
 use crate::clock::Clock;
 use crate::config::{self, Loaded, Reading, Settings, WatchedFile};
@@ -31,6 +30,8 @@ use crate::outbound::CallerToken;
 use crate::telemetry::LogLevel;
 
 pub(super) use status::Status;
+
+use super::listeners::Listeners;
 
 /// Between two looks at the files.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
