@@ -1,6 +1,7 @@
 //! Addresses and connections: what the server learns of a caller before HTTP means anything.
 
 mod caller;
+mod pace;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -9,6 +10,7 @@ use std::str::FromStr;
 use std::time::Instant;
 
 pub use caller::{AddressHeader, AddressRules, Networks, TrustedProxies};
+pub use pace::BodyPace;
 
 /// An HTTP request as it came off a connection, with what only the connection knows.
 #[derive(Debug)]

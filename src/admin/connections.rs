@@ -19,8 +19,9 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::Listener;
 use super::handler::Desk;
+use super::{Admission, Listener};
+use crate::net::Peer;
 
 /// Bytes of a request's head at most, and fields in it.
 const MAX_HEAD: usize = 16 * 1024;
@@ -35,7 +36,12 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 const MIN_STAY: Duration = Duration::from_millis(100);
 
 /// Accepts connections until `shutdown`, then waits a little for those that are being answered.
-pub(super) async fn accept(listener: Listener, desk: Arc<Desk>, shutdown: CancellationToken) {
+pub(super) async fn accept(
+    listener: Listener,
+    admission: Admission,
+    desk: Arc<Desk>,
+    shutdown: CancellationToken,
+) {
     let mut crowd = Crowd::new(desk.limits.connections.max(1));
     loop {
         let accepted = tokio::select! {
@@ -43,7 +49,8 @@ pub(super) async fn accept(listener: Listener, desk: Arc<Desk>, shutdown: Cancel
             accepted = listener.accept() => accepted,
         };
         let accepted = match accepted {
-            Ok(accepted) => accepted,
+            Ok((accepted, peer)) if admission.permits(peer) => accepted,
+            Ok(_) => continue,
             Err(error) => {
                 tracing::warn!(%error, "the admin listener could not accept a connection");
                 sleep(ACCEPT_REST).await;
@@ -67,15 +74,18 @@ enum Accepted {
 }
 
 impl Listener {
-    async fn accept(&self) -> io::Result<Accepted> {
+    async fn accept(&self) -> io::Result<(Accepted, Peer)> {
         match self {
             Listener::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, peer) = listener.accept().await?;
                 let local = stream.local_addr()?;
                 stream.set_nodelay(true)?;
-                Ok(Accepted::Tcp(stream, local))
+                Ok((Accepted::Tcp(stream, local), Peer::Tcp(peer)))
             }
-            Listener::Unix(listener) => Ok(Accepted::Unix(listener.accept().await?.0)),
+            Listener::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Accepted::Unix(stream), Peer::Unix))
+            }
         }
     }
 }

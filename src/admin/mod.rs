@@ -28,12 +28,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
 pub use guard::Access;
 
 use crate::ledger::{Ledger, RecordId, State, Stats};
+use crate::metrics::{ConnectionRefused, ListenerName, ServerMetrics};
+use crate::net::{AddressRules, Peer};
 use crate::outbound::outbox::{self, Outbox};
 
 /// What the admin listener may tell of the gate and ask of it.
@@ -137,6 +140,39 @@ pub struct AdminSettings {
     pub access: Access,
     /// Bounds of what a caller can take.
     pub limits: Limits,
+    /// Whose connections are taken; can be changed.
+    pub admission: Admission,
+}
+
+/// Whose connections the admin listener takes; a clone shares its rules.
+#[derive(Clone, Debug, Default)]
+pub struct Admission {
+    rules: Arc<ArcSwap<AddressRules>>,
+    counted: Arc<ServerMetrics>,
+}
+
+impl Admission {
+    /// Those that the rules let in; what is refused is counted.
+    pub fn new(rules: AddressRules, counted: Arc<ServerMetrics>) -> Self {
+        Self {
+            rules: Arc::new(ArcSwap::from_pointee(rules)),
+            counted,
+        }
+    }
+
+    /// Replaces the rules, for connections to come.
+    pub fn replace(&self, rules: AddressRules) {
+        self.rules.store(Arc::new(rules));
+    }
+
+    fn permits(&self, peer: Peer) -> bool {
+        let permitted = self.rules.load().permit(peer.into());
+        if !permitted {
+            self.counted
+                .refused(ListenerName::Admin, ConnectionRefused::Address);
+        }
+        permitted
+    }
 }
 
 /// Bounds of what a caller of the admin listener can take.
@@ -207,12 +243,16 @@ pub async fn serve(
     control: Arc<dyn Control>,
     shutdown: CancellationToken,
 ) {
-    let AdminSettings { access, limits } = settings;
+    let AdminSettings {
+        access,
+        admission,
+        limits,
+    } = settings;
     let desk = handler::Desk {
         access,
         limits,
         ledger,
         control,
     };
-    connections::accept(listener.into(), Arc::new(desk), shutdown).await;
+    connections::accept(listener.into(), admission, Arc::new(desk), shutdown).await;
 }

@@ -13,6 +13,7 @@
 mod control;
 mod drain;
 mod ledger;
+mod listeners;
 pub mod offline;
 mod outbound;
 mod readiness;
@@ -31,7 +32,7 @@ use crate::clock::Clock;
 use crate::config::Settings;
 use crate::gate::{Common, Current, Gate};
 use crate::ledger::{DefineError, Ledger, Owner};
-use crate::metrics::{Metrics, Sources};
+use crate::metrics::{ListenerName, Metrics, Sources};
 use crate::net::ListenAddress;
 use crate::outbound::CallerToken;
 use crate::server::{self, BindError};
@@ -39,6 +40,7 @@ use crate::telemetry::{self, LogHandle};
 
 use control::Control;
 use drain::Life;
+use listeners::Listeners;
 use outbound::Outbound;
 use readiness::QuarantineSeen;
 use reload::Reloader;
@@ -129,13 +131,27 @@ impl App {
         )
         .map_err(StartError::Settings)?;
         let life = Arc::new(Life::new());
-        let outbound = Outbound::prepare(&settings, &common, &backing, &clock, &life)?;
-        let outbound_handle = outbound.as_ref().map(Outbound::handle);
-        let connections = Arc::new(server::Shared::new(settings.server.max_connections));
         let sources = Sources {
             log_lines_dropped: log.lines_dropped(),
             ..Sources::default()
         };
+        let counted = Arc::clone(&sources.listeners);
+        let outbound = Outbound::prepare(
+            &settings,
+            &common,
+            &backing,
+            &clock,
+            &life,
+            Arc::clone(&counted),
+        )?;
+        let outbound_handle = outbound.as_ref().map(Outbound::handle);
+        server::provide_descriptors(descriptors(&settings));
+        let policy = server::Policy::from(&settings.server).current();
+        let connections = Arc::new(server::Shared::new(
+            settings.server.max_connections,
+            ListenerName::Server,
+            Arc::clone(&counted),
+        ));
         // One more than the workers: the control thread sends and asks too.
         let metrics = Metrics::new(Common::labels(&settings, sources), workers + 1);
         if outbound.is_some() {
@@ -164,7 +180,7 @@ impl App {
                 gate: gate.clone(),
                 common: Arc::clone(&common),
                 listener,
-                limits: server::Limits::from(&settings.server),
+                policy: Arc::clone(&policy),
                 connections: Arc::clone(&connections),
                 life: Arc::clone(&life),
             };
@@ -173,6 +189,15 @@ impl App {
         if let (Some(outbound), Some(handle)) = (outbound, outbound_handle.clone()) {
             threads.push(spawn("outbound".to_owned(), outbound.run(handle))?);
         }
+        let listeners = Listeners {
+            server: policy,
+            connections: Arc::clone(&connections),
+            outbound: outbound_handle
+                .as_ref()
+                .map(|handle| Arc::clone(&handle.policy)),
+            admission: admin::Admission::new(settings.admin.addresses.clone(), counted),
+        };
+        let admission = listeners.admission.clone();
         let access = admin::Access::new(&tokens, settings.admin.hosts.clone());
         let configuration = Arc::new(reload::Status::new(settings.certificates.clone()));
         let asked = Arc::new(Notify::new());
@@ -184,6 +209,7 @@ impl App {
                 metrics: Arc::clone(&metrics),
                 level: log.level(),
                 access: access.clone(),
+                listeners,
                 caller_token: outbound_handle
                     .as_ref()
                     .map_or_else(|| CallerToken::new(None), |handle| handle.token.clone()),
@@ -212,6 +238,7 @@ impl App {
         let admin_settings = AdminSettings {
             access,
             limits: admin::Limits::default(),
+            admission,
         };
         let running = control.run(admin_listener, admin_settings, Arc::clone(&settings));
         threads.push(spawn("control".to_owned(), running)?);
@@ -329,7 +356,7 @@ struct Worker {
     gate: Current,
     common: Arc<Common>,
     listener: server::Listener,
-    limits: server::Limits,
+    policy: server::CurrentPolicy,
     connections: Arc<server::Shared>,
     life: Arc<Life>,
 }
@@ -341,7 +368,7 @@ impl Worker {
         let abort = self.life.abort();
         let served = server::serve(
             self.listener,
-            self.limits,
+            self.policy,
             self.connections,
             service,
             closing,
@@ -365,6 +392,15 @@ fn spawn(
         .name(name)
         .spawn(move || runtime.block_on(future))
         .map_err(StartError::System)
+}
+
+/// Connections that there may be at once, of callers and to backends.
+fn descriptors(settings: &Settings) -> usize {
+    let backends = settings
+        .upstreams
+        .iter()
+        .map(|upstream| upstream.max_in_flight);
+    backends.fold(settings.server.max_connections, usize::saturating_add)
 }
 
 fn runtime() -> io::Result<tokio::runtime::Runtime> {

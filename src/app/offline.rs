@@ -76,6 +76,7 @@ impl OfflineLedger {
                 Vec::new(),
             ),
             limits: admin::Limits::default(),
+            admission: admin::Admission::default(),
         };
         let shutdown = CancellationToken::new();
         let stop = shutdown.clone();

@@ -8,6 +8,8 @@ use tokio::sync::Notify;
 use crate::clock::Clock;
 use crate::config::{self, Delivery, Settings};
 use crate::gate::Common;
+use crate::metrics::{ListenerName, ServerMetrics};
+use crate::net::BodyPace;
 use crate::outbound::outbox::{
     Courier, MemoryOutbox, Outbox, PostgresOutbox, SqliteOutbox, StoreFault,
 };
@@ -28,8 +30,8 @@ pub(super) struct Outbound {
     common: Arc<Common>,
     clock: Clock,
     listener: server::Listener,
-    limits: server::Limits,
-    body_timeout: std::time::Duration,
+    policy: server::CurrentPolicy,
+    body_pace: BodyPace,
     connections: Arc<server::Shared>,
     outbox: Option<Arc<dyn Outbox>>,
     life: Arc<Life>,
@@ -41,6 +43,8 @@ pub(super) struct Outbound {
 pub(super) struct Handle {
     pub(super) address: crate::net::ListenAddress,
     pub(super) connections: Arc<server::Shared>,
+    /// What the listener asks of connections.
+    pub(super) policy: server::CurrentPolicy,
     pub(super) outbox: Option<Arc<dyn Outbox>>,
     /// Looks into the outbox again.
     pub(super) wake: Arc<Notify>,
@@ -58,6 +62,7 @@ impl Outbound {
         backing: &Backing,
         clock: &Clock,
         life: &Arc<Life>,
+        counted: Arc<ServerMetrics>,
     ) -> Result<Option<Self>, StartError> {
         let (Some(outbound), Some(accounts)) = (&settings.outbound, common.accounts()) else {
             tell_of_forgotten(backing)?;
@@ -78,9 +83,12 @@ impl Outbound {
             common: Arc::clone(common),
             clock: clock.clone(),
             listener,
-            limits: server::Limits::from(&settings.server),
-            body_timeout: settings.server.body_timeout,
-            connections: Arc::new(server::Shared::new(most)),
+            policy: server::Policy::outbound(outbound, &settings.server).current(),
+            body_pace: BodyPace {
+                within: settings.server.body_timeout,
+                min_rate: settings.server.min_body_rate,
+            },
+            connections: Arc::new(server::Shared::new(most, ListenerName::Outbound, counted)),
             outbox,
             life: Arc::clone(life),
             token: CallerToken::new(outbound.token.as_ref()),
@@ -91,6 +99,7 @@ impl Outbound {
         Handle {
             address: self.listener.local_address(),
             connections: Arc::clone(&self.connections),
+            policy: Arc::clone(&self.policy),
             outbox: self.outbox.clone(),
             wake: Arc::default(),
             in_flight: Arc::default(),
@@ -110,7 +119,7 @@ impl Outbound {
         let listener = Listener::new(
             Arc::clone(&self.settings),
             self.token,
-            self.body_timeout,
+            self.body_pace,
             Arc::clone(&tiki),
             self.outbox.clone(),
             Arc::clone(&handle.wake),
@@ -137,7 +146,7 @@ impl Outbound {
         let serving = async {
             let served = server::serve(
                 self.listener,
-                self.limits,
+                self.policy,
                 self.connections,
                 listener.service(),
                 self.life.closing(),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 use foldhash::quality::RandomState;
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::config::{Client, ClientSecret, Rate, Settings};
 use crate::metrics;
+use crate::net::BodyPace;
 use crate::tiki::{Family, Mac, SignatureHeaders, Timestamp, Verifier, age_seconds, read_headers};
 
 use super::arrivals::Arrivals;
@@ -111,7 +112,7 @@ impl std::fmt::Debug for ClientPlan {
 pub struct Clients {
     by_id: HashMap<Box<str>, Arc<ClientPlan>, RandomState>,
     families: Vec<Family>,
-    body_timeout: Duration,
+    body_pace: BodyPace,
     clock: Clock,
 }
 
@@ -160,7 +161,10 @@ impl Clients {
         Ok(Self {
             by_id,
             families: settings.signature.families.clone(),
-            body_timeout: settings.server.body_timeout,
+            body_pace: BodyPace {
+                within: settings.server.body_timeout,
+                min_rate: settings.server.min_body_rate,
+            },
             clock: clock.clone(),
         })
     }
@@ -231,11 +235,13 @@ where
         verify_path(&mut verifier, &head, &plan);
         Bytes::new()
     } else {
-        let deadline = (Instant::now() + clients.body_timeout).min(answer_by(&call.facts, &plan));
-        let reading = read_body(&head.headers, body, plan.route.body_limit, &mut verifier);
-        tokio::time::timeout_at(deadline, reading)
+        let bounds = BodyBounds {
+            limit: plan.route.body_limit,
+            pace: clients.body_pace,
+            answer_by: answer_by(&call.facts, &plan),
+        };
+        read_body(&head.headers, body, &bounds, &mut verifier)
             .await
-            .unwrap_or(Err(Refusal::BodyTimeout(BodyFault::TooSlow)))
             .inspect_err(|refusal| {
                 if matches!(refusal, Refusal::BodyTimeout(_)) {
                     arrivals.note(&signature.mac);
@@ -313,35 +319,47 @@ fn verify_path(verifier: &mut Verifier, head: &Parts, plan: &RoutePlan) {
     verifier.update(rest.as_bytes());
 }
 
-/// Reads the body under its limit and feeds the verifier as it arrives. A body that came in one
+/// What a body may take.
+struct BodyBounds {
+    /// Bytes at most.
+    limit: usize,
+    pace: BodyPace,
+    answer_by: Instant,
+}
+
+/// Reads the body within its bounds and feeds the verifier as it arrives. A body that came in one
 /// piece is not copied. Trailers are thrown away: a signature could be repeated in them.
 async fn read_body<B>(
     headers: &HeaderMap,
     body: B,
-    limit: usize,
+    bounds: &BodyBounds,
     verifier: &mut Verifier,
 ) -> Result<Bytes, Refusal>
 where
     B: Body<Data = Bytes>,
 {
     let declared = declared_length(headers);
-    if declared.is_some_and(|length| length > limit as u64) {
+    if declared.is_some_and(|length| length > bounds.limit as u64) {
         return Err(Refusal::BodyTooLarge);
     }
     let mut body = pin!(body);
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
-    while let Some(frame) = body.frame().await {
+    let began = Instant::now();
+    loop {
+        let so_far = first.len().max(rest.len());
+        let deadline = (began + bounds.pace.patience(so_far)).min(bounds.answer_by);
+        let Some(frame) = tokio::time::timeout_at(deadline, body.frame())
+            .await
+            .map_err(|_| Refusal::BodyTimeout(BodyFault::TooSlow))?
+        else {
+            break;
+        };
         let frame = frame.map_err(|_| Refusal::BodyTimeout(BodyFault::BrokenOff))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
-        let so_far = if rest.is_empty() {
-            first.len()
-        } else {
-            rest.len()
-        };
-        if data.len() > limit - so_far {
+        if data.len() > bounds.limit - so_far {
             return Err(Refusal::BodyTooLarge);
         }
         verifier.update(&data);

@@ -17,6 +17,7 @@ mod outbound;
 mod process;
 mod render;
 mod series;
+mod server;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -27,6 +28,7 @@ use cells::{Cells, Histogram};
 pub use configuration::ConfigurationMetrics;
 pub use outbound::{Confirmation, OutboundCall, OutboundMetrics, OutboxFigures};
 use series::Series;
+pub use server::{ConnectionRefused, ListenerName, ServerMetrics, TlsVersion};
 
 /// The `Content-Type` of [`Metrics::render`]'s text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -60,6 +62,8 @@ pub struct Sources {
     pub connections: Arc<AtomicUsize>,
     /// Log lines that were given up since the start; the log counts them.
     pub log_lines_dropped: Arc<AtomicU64>,
+    /// What the listeners count.
+    pub listeners: Arc<ServerMetrics>,
 }
 
 /// All metrics of one gate.

@@ -37,6 +37,7 @@ pub(super) fn exposition(metrics: &Metrics, ledger: &LedgerFigures, process: &Fi
     if let Some(outbound) = metrics.outbound.get() {
         outbound.write(&mut out, ledger.outbox.as_ref());
     }
+    metrics.sources.listeners.write(&mut out);
     load(&mut out, metrics);
     process_families(&mut out, process);
     out.finish()

@@ -1,4 +1,4 @@
-//! Reading a call's body under its limit.
+//! Reading a call's body within its bounds.
 
 use std::pin::pin;
 
@@ -7,10 +7,12 @@ use http_body::Body;
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, timeout_at};
 
+use crate::net::BodyPace;
+
 use super::refusal::Refusal;
 
-/// The whole body, of at most `limit` bytes, by `deadline`.
-pub(super) async fn read<B>(body: B, limit: usize, deadline: Instant) -> Result<Bytes, Refusal>
+/// The whole body, of at most `limit` bytes, which comes no slower than `pace`.
+pub(super) async fn read<B>(body: B, limit: usize, pace: BodyPace) -> Result<Bytes, Refusal>
 where
     B: Body<Data = Bytes>,
 {
@@ -18,24 +20,24 @@ where
     if declared > limit as u64 {
         return Err(Refusal::BodyTooLarge);
     }
-    timeout_at(deadline, collect(body, limit))
-        .await
-        .unwrap_or(Err(Refusal::BodyTimeout))
-}
-
-async fn collect<B>(body: B, limit: usize) -> Result<Bytes, Refusal>
-where
-    B: Body<Data = Bytes>,
-{
+    let began = Instant::now();
     let mut body = pin!(body);
     let mut first = Bytes::new();
     let mut whole = BytesMut::new();
-    while let Some(frame) = body.frame().await {
+    loop {
+        let so_far = whole.len().max(first.len());
+        let deadline = began + pace.patience(so_far);
+        let Some(frame) = timeout_at(deadline, body.frame())
+            .await
+            .map_err(|_| Refusal::BodyTimeout)?
+        else {
+            break;
+        };
         let frame = frame.map_err(|_| Refusal::BodyTimeout)?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
-        if whole.len().max(first.len()) + data.len() > limit {
+        if data.len() > limit - so_far {
             return Err(Refusal::BodyTooLarge);
         }
         if first.is_empty() {

@@ -29,7 +29,7 @@ use crate::client::{BackendAnswer, Sent};
 use crate::config::{self, Delivery};
 use crate::failpoint;
 use crate::metrics::{OutboundCall, OutboundMetrics};
-use crate::net::Arrived;
+use crate::net::{Arrived, BodyPace};
 use crate::tiki::{Content, Decimal, PayloadFault, PayloadKind, envelope, parse_message};
 
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-tikigate-attempts");
@@ -68,7 +68,7 @@ static HOP_BY_HOP: [HeaderName; 9] = [
 pub struct Listener {
     settings: Arc<config::Outbound>,
     token: CallerToken,
-    body_timeout: Duration,
+    body_pace: BodyPace,
     tiki: Arc<Tiki>,
     outbox: Option<Arc<dyn Outbox>>,
     posted: Arc<Notify>,
@@ -106,7 +106,7 @@ impl Listener {
     pub fn new(
         settings: Arc<config::Outbound>,
         token: CallerToken,
-        body_timeout: Duration,
+        body_pace: BodyPace,
         tiki: Arc<Tiki>,
         outbox: Option<Arc<dyn Outbox>>,
         posted: Arc<Notify>,
@@ -116,7 +116,7 @@ impl Listener {
             token,
             in_flight: Semaphore::new(settings.max_in_flight),
             settings,
-            body_timeout,
+            body_pace,
             tiki,
             outbox,
             posted,
@@ -171,8 +171,7 @@ impl Listener {
         let account = self.account(&head.headers)?;
         let target = self.target(head, call)?;
         check_encoding(&head.headers)?;
-        let deadline = Instant::now() + self.body_timeout;
-        let body = body::read(body, self.settings.body_limit, deadline).await?;
+        let body = body::read(body, self.settings.body_limit, self.body_pace).await?;
         if head.method == Method::GET && !body.is_empty() {
             return Err(
                 Refusal::MalformedRequest("a GET signs its path, and takes no body").into(),

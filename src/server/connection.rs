@@ -2,12 +2,15 @@
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
+use std::hash::BuildHasher;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use http::{HeaderValue, Request, Response, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -15,14 +18,16 @@ use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::{Instant, Sleep};
 use tower::ServiceExt;
 use tower::util::Oneshot;
 
+use super::Service;
+use super::entry::Entrant;
+use super::policy::Limits;
 use super::stream::{Activity, Phase, Watched};
-use super::{Limits, Service};
 use crate::net::{Arrived, Peer};
 
 /// hyper's own default, which spares it preparing a list of another size.
@@ -32,64 +37,87 @@ const HYPER_MAX_HEADERS: usize = 100;
 const BUFFER: usize = 64 * 1024;
 
 /// Makes the connections of one worker.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Connections<S> {
-    http: http1::Builder,
-    limits: Arc<Limits>,
     service: S,
+    jitter: Arc<Jitter>,
+}
+
+/// Some chance for each connection of a worker.
+#[derive(Debug, Default)]
+struct Jitter {
+    random: RandomState,
+    drawn: AtomicU64,
+}
+
+impl Jitter {
+    /// Nine to ten tenths of the lifetime: connections that were opened together don't all end together.
+    fn shorten(&self, lifetime: Duration) -> Duration {
+        let drawn = self.drawn.fetch_add(1, Ordering::Relaxed);
+        let thousandth = self.random.hash_one(drawn) % 1000;
+        lifetime - lifetime.mul_f64(thousandth as f64 / 10_000.0)
+    }
 }
 
 impl<S: Service> Connections<S> {
-    /// Connections within `limits` that call `service`.
-    pub(super) fn new(limits: &Limits, service: S) -> Self {
-        let mut http = http1::Builder::new();
-        // Answers are small: one buffer in one write is cheaper than a list of them.
-        http.half_close(true)
-            .writev(false)
-            .keep_alive(true)
-            // hyper's own limit counts idle time too; the watchdog's does not.
-            .header_read_timeout(None)
-            .max_header_size(limits.head_limit)
-            .max_buf_size(limits.head_limit.max(BUFFER));
-        if limits.max_headers != HYPER_MAX_HEADERS {
-            http.max_headers(limits.max_headers);
-        }
+    /// Connections that call `service`.
+    pub(super) fn new(service: S) -> Self {
         Self {
-            http,
-            limits: Arc::new(limits.clone()),
             service,
+            jitter: Arc::default(),
         }
     }
 
-    /// Serves one connection to its end; the permit is given back with the future.
+    /// Serves one connection to its end; its place is given back with the future.
     pub(super) fn serve<I>(
         &self,
         io: I,
-        peer: Peer,
-        closing: Arc<Closing>,
-        permit: OwnedSemaphorePermit,
+        entrant: Entrant,
     ) -> impl Future<Output = ()> + Send + use<I, S>
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let activity = Arc::new(Activity::new(Instant::now()));
+        let Entrant {
+            peer,
+            place,
+            policy,
+            activity,
+            closing,
+            ..
+        } = entrant;
         let adapter = Adapter {
             service: self.service.clone(),
             peer,
             activity: Arc::clone(&activity),
         };
         let io = TokioIo::new(Watched::new(io, Arc::clone(&activity)));
-        let connection = self.http.serve_connection(io, adapter);
-        let limits = Arc::clone(&self.limits);
+        let connection = http(&policy.limits).serve_connection(io, adapter);
+        let lifetime = self.jitter.shorten(policy.limits.lifetime);
         async move {
-            let _permit = permit;
-            match drive(connection, &activity, &limits, &closing).await {
+            let _place = place;
+            match drive(connection, &activity, &policy.limits, lifetime, &closing).await {
                 Ended::Closed => tracing::trace!(?peer, "connection closed"),
                 Ended::Broken(error) => tracing::debug!(?peer, %error, "connection broke"),
                 Ended::TimedOut(phase) => tracing::debug!(?peer, ?phase, "connection timed out"),
             }
         }
     }
+}
+
+fn http(limits: &Limits) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    // Answers are small: one buffer in one write is cheaper than a list of them.
+    http.half_close(true)
+        .writev(false)
+        .keep_alive(true)
+        // hyper's own limit counts idle time too; the watchdog's does not.
+        .header_read_timeout(None)
+        .max_header_size(limits.head_limit)
+        .max_buf_size(limits.head_limit.max(BUFFER));
+    if limits.max_headers != HYPER_MAX_HEADERS {
+        http.max_headers(limits.max_headers);
+    }
+    http
 }
 
 /// How a connection ended.
@@ -107,6 +135,7 @@ async fn drive<I, S>(
     connection: http1::Connection<TokioIo<Watched<I>>, Adapter<S>>,
     activity: &Activity,
     limits: &Limits,
+    lifetime: Duration,
     closing: &Closing,
 ) -> Ended
 where
@@ -116,7 +145,7 @@ where
     let mut connection = pin!(connection);
     let mut closing = pin!(closing.watch());
     let mut watchdog = pin!(Watchdog::new());
-    let retire_at = Instant::now().checked_add(limits.lifetime);
+    let retire_at = Instant::now().checked_add(lifetime);
     let mut hyper_knows = false;
     poll_fn(|cx| {
         loop {
@@ -205,6 +234,14 @@ impl Closing {
     pub(super) fn begin(&self) {
         self.begun.store(true, Ordering::Release);
         self.wake.notify_waiters();
+    }
+
+    /// Waits until it has begun.
+    pub(super) async fn has_begun(&self) {
+        let notified = self.wake.notified();
+        if !self.begun.load(Ordering::Acquire) {
+            notified.await;
+        }
     }
 
     fn watch(&self) -> ClosingWatch<'_> {

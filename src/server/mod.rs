@@ -4,6 +4,25 @@
 //! runs [`serve`] on a current-thread runtime of its own with one of the [`Listener`]s that
 //! [`bind`] made; workers share nothing but the cap on connections.
 //!
+//! A connection's way:
+//!
+//! ```text
+//! accepted    its address is let in (`allow`, `deny`) · a place is free · the address is not over its share
+//! PROXY       behind a trusted proxy that speaks it: whose connection it is; the same once more, for that one
+//! TLS         where the listener has it
+//! HTTP/1.1    requests, one after the other
+//! ```
+//!
+//! The first three have one deadline from accepting. All of it is ruled by a [`Policy`], which can be
+//! replaced: a connection keeps the one that it began with.
+//!
+//! **Places.** An address (an IPv6 /64) may hold as many connections as there are places left, so alone at
+//! most half of them, and two a third each: a newcomer finds one. Trusted proxies and unix sockets are
+//! exempt. When very many addresses have taken all places, a worker closes those of its connections
+//! that have been quiet for longest (silent from the start, or idle between requests) and for at least
+//! half a second. So whoever holds connections without using them loses them first, and a caller that
+//! connects anew for each call still gets in; only if all are busy does it wait in the system's queue.
+//!
 //! What hyper leaves open is closed here, per connection and without a timer per request
 //! (`connection`): a deadline for the head, for idling, for an answer that its caller does not
 //! take, and a lifetime. `stream` sees the bytes go by and knows from them what a connection is
@@ -13,8 +32,15 @@
 //! not noticed before the answer is written: so neither cancels a call.
 
 mod connection;
+mod descriptors;
+mod entry;
 mod listener;
+mod places;
+mod policy;
+pub mod proxy_protocol;
+mod room;
 mod stream;
+mod wire;
 
 use std::convert::Infallible;
 use std::io;
@@ -24,89 +50,29 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::{JoinError, JoinSet};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use self::descriptors::provide_descriptors;
 pub use self::listener::{BindError, Listener, Socket, SocketFile, bind};
+pub use self::places::Shared;
+pub use self::policy::{CurrentPolicy, Limits, Policy};
 
 use self::connection::{Closing, Connections};
+use self::entry::Entrant;
 use self::listener::Accept;
-use crate::config;
-use crate::net::Arrived;
-
-/// A connection is closed at the first chance after this long, so that callers spread over
-/// replicas anew.
-const LIFETIME: Duration = Duration::from_secs(60 * 60);
+use self::places::{NoPlace, Rarely};
+use self::room::{MIN_STAY, Room};
+use self::stream::Activity;
+use crate::metrics::ConnectionRefused;
+use crate::net::{Arrived, ClientAddress, LimitKey, Peer};
 
 /// How long accepting rests after the system refused a socket (out of descriptors or memory).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// At most one log line about failed accepts in this time, per worker.
-const ACCEPT_LOG_EVERY: Duration = Duration::from_secs(10);
-
-/// What one connection may take.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// From accepting to the first byte, and from a request's first byte to the end of its head.
-    pub header_timeout: Duration,
-    /// From an answer to the first byte of the next request.
-    pub idle_timeout: Duration,
-    /// How long an answer may make no progress towards the caller.
-    pub write_timeout: Duration,
-    /// Age at which a connection is closed, once the request that is running is answered.
-    pub lifetime: Duration,
-    /// Bytes of a request's head at most; hyper answers 431 beyond.
-    pub head_limit: usize,
-    /// Header fields of a request at most; hyper answers 431 beyond.
-    pub max_headers: usize,
-}
-
-impl From<&config::Server> for Limits {
-    fn from(server: &config::Server) -> Self {
-        Self {
-            header_timeout: server.header_timeout,
-            idle_timeout: server.idle_timeout,
-            write_timeout: server.write_timeout,
-            lifetime: LIFETIME,
-            head_limit: server.head_limit,
-            max_headers: server.max_headers,
-        }
-    }
-}
-
-/// What all workers share: the cap on connections.
-#[derive(Debug)]
-pub struct Shared {
-    permits: Arc<Semaphore>,
-    max_connections: usize,
-}
-
-impl Shared {
-    /// A cap of `max_connections` (at least 1) over all workers.
-    pub fn new(max_connections: usize) -> Self {
-        let max_connections = max_connections.clamp(1, Semaphore::MAX_PERMITS);
-        Self {
-            permits: Arc::new(Semaphore::new(max_connections)),
-            max_connections,
-        }
-    }
-
-    /// Connections open now, over all workers.
-    pub fn connections(&self) -> usize {
-        self.max_connections - self.permits.available_permits()
-    }
-
-    /// Waits until there is room for a connection. None cannot happen: the semaphore is never
-    /// closed.
-    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.permits).acquire_owned().await.ok()
-    }
-
-    fn permit_now(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.permits).try_acquire_owned().ok()
-    }
-}
+/// At most one log line about the same trouble in this time.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// A service that [`serve`] can call: cheap to clone, and with an answer to everything.
 pub trait Service:
@@ -138,100 +104,85 @@ impl<S> Service for S where
 /// connections have ended. When `abort` is cancelled, what is left is dropped.
 ///
 /// Connections that the system had accepted by then are still taken, up to the cap. At the cap a
-/// worker holds one more connection in its hand, unserved, and leaves further ones to the system.
+/// worker closes quiet connections of its own to make room (see `room`); where there are none it holds
+/// one more connection in its hand, unserved, and leaves further ones to the system.
 ///
 /// # Errors
 /// Only if the listener can't be handed to this runtime. Failures to accept are waited out.
 pub async fn serve<S: Service>(
     listener: Listener,
-    limits: Limits,
+    policy: CurrentPolicy,
     shared: Arc<Shared>,
     service: S,
     closing: CancellationToken,
     abort: CancellationToken,
 ) -> io::Result<()> {
-    let connections = Connections::new(&limits, service);
+    let door = Door {
+        connections: Connections::new(service),
+        policy,
+        shared,
+        closing: Arc::new(Closing::default()),
+        room: Room::default(),
+    };
     match listener.register()? {
-        (Socket::Tcp(socket), _) => run(socket, connections, &shared, &closing, &abort).await,
+        (Socket::Tcp(socket), _) => run(socket, door, &closing, &abort).await,
         // The file stays until the socket no longer accepts.
-        (Socket::Unix(socket), _file) => {
-            run(socket, connections, &shared, &closing, &abort).await;
-        }
+        (Socket::Unix(socket), _file) => run(socket, door, &closing, &abort).await,
     }
     Ok(())
 }
 
 async fn run<A: Accept, S: Service>(
     socket: A,
-    connections: Connections<S>,
-    shared: &Shared,
+    mut door: Door<S>,
     closing: &CancellationToken,
     abort: &CancellationToken,
 ) {
-    let drain = Arc::new(Closing::default());
-    let mut running = JoinSet::new();
     tokio::select! {
         biased;
         () = abort.cancelled() => return,
         () = closing.cancelled() => {}
-        () = accept(&socket, &connections, shared, &drain, &mut running) => {}
+        () = accept(&socket, &mut door) => {}
     }
     // The runtime looks at its sockets when tasks yield: what arrived until now is seen below.
     tokio::task::yield_now().await;
-    accept_waiting(&socket, &connections, shared, &drain, &mut running).await;
+    accept_waiting(&socket, &mut door).await;
     drop(socket);
-    drain.begin();
-    let all_ended = async {
-        while let Some(ended) = running.join_next().await {
-            report(ended);
-        }
-    };
-    // Returning drops the set and thereby what still runs.
+    door.closing.begin();
+    // Returning drops the room and thereby what still runs.
     tokio::select! {
         biased;
-        () = all_ended => {}
+        () = door.room.all_end() => {}
         () = abort.cancelled() => {}
     }
 }
 
 /// Accepts for ever.
-async fn accept<A: Accept, S: Service>(
-    socket: &A,
-    connections: &Connections<S>,
-    shared: &Shared,
-    drain: &Arc<Closing>,
-    running: &mut JoinSet<()>,
-) {
+async fn accept<A: Accept, S: Service>(socket: &A, door: &mut Door<S>) {
     let mut log = Rarely::default();
     loop {
-        match listener::next(socket).await {
-            Ok((io, peer)) => {
-                let Some(permit) = shared.permit().await else {
-                    return;
-                };
-                running.spawn(connections.serve(io, peer, Arc::clone(drain), permit));
-            }
+        let accepted = tokio::select! {
+            accepted = listener::next(socket) => accepted,
+            () = door.room.one_ends() => continue,
+        };
+        match accepted {
+            Ok((io, peer)) => door.let_in(io, peer).await,
             Err(error) if listener::concerns_one_connection(&error) => {}
             Err(error) => {
-                log.accept_failed(&error);
+                if let Some(unsaid) = log.due() {
+                    tracing::warn!(%error, tikigate.more = unsaid, "accepting connections failed");
+                }
+                // Out of descriptors or memory, of which quiet connections hold some.
+                door.displace();
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
-        }
-        while let Some(ended) = running.try_join_next() {
-            report(ended);
         }
     }
 }
 
 /// Takes what the system had already accepted: closing the listener would reset it.
-async fn accept_waiting<A: Accept, S: Service>(
-    socket: &A,
-    connections: &Connections<S>,
-    shared: &Shared,
-    drain: &Arc<Closing>,
-    running: &mut JoinSet<()>,
-) {
-    while let Some(permit) = shared.permit_now() {
+async fn accept_waiting<A: Accept, S: Service>(socket: &A, door: &mut Door<S>) {
+    loop {
         let accepted = tokio::select! {
             biased;
             accepted = listener::next(socket) => accepted,
@@ -239,7 +190,9 @@ async fn accept_waiting<A: Accept, S: Service>(
         };
         match accepted {
             Ok((io, peer)) => {
-                running.spawn(connections.serve(io, peer, Arc::clone(drain), permit));
+                if door.let_in_now(io, peer).is_err() {
+                    return;
+                }
             }
             Err(error) if listener::concerns_one_connection(&error) => {}
             Err(_) => return,
@@ -247,37 +200,77 @@ async fn accept_waiting<A: Accept, S: Service>(
     }
 }
 
-fn report(ended: Result<(), JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
+/// A worker's door: who comes in, and who goes for that.
+struct Door<S> {
+    connections: Connections<S>,
+    policy: CurrentPolicy,
+    shared: Arc<Shared>,
+    closing: Arc<Closing>,
+    room: Room,
+}
+
+/// A connection for which there is no place.
+struct Outside<I>(I);
+
+impl<S: Service> Door<S> {
+    /// Lets a connection in as soon as there is a place for it, or closes it.
+    async fn let_in<I>(&mut self, io: I, peer: Peer)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        tracing::error!("a connection's task panicked");
-    }
-}
-
-/// Keeps a failure that repeats from filling the log.
-#[derive(Debug, Default)]
-struct Rarely {
-    last: Option<tokio::time::Instant>,
-    unsaid: u64,
-}
-
-impl Rarely {
-    fn accept_failed(&mut self, error: &io::Error) {
-        if self
-            .last
-            .is_some_and(|last| last.elapsed() < ACCEPT_LOG_EVERY)
-        {
-            self.unsaid += 1;
-            return;
+        let mut outside = self.let_in_now(io, peer);
+        while let Err(Outside(io)) = outside {
+            let shared = Arc::clone(&self.shared);
+            let freed = shared.freed();
+            // Those that are closed give their places back in their tasks' turn. Where all are busy,
+            // one may have become quiet after a while.
+            self.displace();
+            let _ = tokio::time::timeout(MIN_STAY, freed).await;
+            outside = self.let_in_now(io, peer);
         }
-        tracing::warn!(
-            %error,
-            unsaid = self.unsaid,
-            "accepting a connection failed; trying again shortly"
-        );
-        self.last = Some(tokio::time::Instant::now());
-        self.unsaid = 0;
+    }
+
+    /// Lets a connection in, or closes it; gives it back where there is no place for it now.
+    fn let_in_now<I>(&mut self, io: I, peer: Peer) -> Result<(), Outside<I>>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let policy = self.policy.load_full();
+        let address = ClientAddress::from(peer);
+        let trusted = policy.trusts(address);
+        if !trusted && !policy.addresses.permit(address) {
+            self.shared.refuse(ConnectionRefused::Address, peer);
+            return Ok(());
+        }
+        let counts = policy.fair_shares && !trusted && peer != Peer::Unix;
+        let place = match self.shared.enter(counts.then(|| LimitKey::from(address))) {
+            Ok(place) => place,
+            Err(NoPlace::Full) => return Err(Outside(io)),
+            Err(NoPlace::OverShare) => {
+                self.shared.refuse(ConnectionRefused::Share, peer);
+                return Ok(());
+            }
+        };
+        let accepted = Instant::now();
+        let activity = Arc::new(Activity::new(accepted));
+        let entrant = Entrant {
+            peer,
+            trusted,
+            place,
+            policy,
+            activity: Arc::clone(&activity),
+            closing: Arc::clone(&self.closing),
+            accepted,
+        };
+        let attending = entry::attend(io, entrant, &self.connections);
+        self.room.admit(activity, attending);
+        Ok(())
+    }
+
+    fn displace(&mut self) {
+        for _ in 0..self.room.displace(Instant::now()) {
+            self.shared.displaced();
+        }
     }
 }
 
@@ -289,20 +282,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::net::Peer;
-
-    #[test]
-    fn the_cap_is_counted_in_connections() {
-        let shared = Shared::new(2);
-        let first = shared.permit_now();
-        let second = shared.permit_now();
-        assert!(first.is_some() && second.is_some());
-        assert_eq!(shared.connections(), 2);
-        assert!(shared.permit_now().is_none());
-        drop(first);
-        assert_eq!(shared.connections(), 1);
-        assert!(shared.permit_now().is_some());
-    }
+    use crate::metrics::ListenerName;
 
     /// Fails to accept for want of descriptors, but for one caller that went away and a last one.
     struct Exhausted {
@@ -348,10 +328,13 @@ mod tests {
             head_limit: 8192,
             max_headers: 100,
         };
-        let connections = Connections::new(&limits, service);
-        let shared = Shared::new(1);
-        let drain = Arc::new(Closing::default());
-        let mut running = JoinSet::new();
+        let mut door = Door {
+            connections: Connections::new(service),
+            policy: Policy::open(limits).current(),
+            shared: Arc::new(Shared::new(1, ListenerName::Server, Arc::default())),
+            closing: Arc::default(),
+            room: Room::default(),
+        };
         let start = tokio::time::Instant::now();
         let exchange = async {
             caller
@@ -361,7 +344,7 @@ mod tests {
             caller.read_u8().await.unwrap()
         };
         tokio::select! {
-            () = accept(&socket, &connections, &shared, &drain, &mut running) => {}
+            () = accept(&socket, &mut door) => {}
             first = exchange => assert_eq!(first, b'H'),
         }
         let polls = socket.polls.lock().unwrap();
@@ -370,21 +353,5 @@ mod tests {
             [after(0), after(1), after(2), after(3), after(4)],
             [0, 0, 1, 2, 3]
         );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_failure_that_repeats_is_logged_once_in_a_while() {
-        let error = io::Error::other("no descriptors");
-        let mut log = Rarely::default();
-        log.accept_failed(&error);
-        let first = log.last;
-        for _ in 0..5 {
-            log.accept_failed(&error);
-        }
-        assert_eq!((log.last, log.unsaid), (first, 5));
-        tokio::time::advance(ACCEPT_LOG_EVERY).await;
-        log.accept_failed(&error);
-        assert_ne!(log.last, first);
-        assert_eq!(log.unsaid, 0);
     }
 }

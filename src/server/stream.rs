@@ -107,6 +107,24 @@ impl Activity {
             .store((nanos << Phase::BITS) | phase as u64, Ordering::Relaxed);
     }
 
+    /// The first steps are over: what a new connection may take counts from now.
+    pub(super) fn entered(&self) {
+        self.set(Phase::Fresh, Instant::now());
+    }
+
+    /// Some bytes of an answer went out below, where there is TLS in between.
+    pub(super) fn progressed(&self) {
+        if self.phase() == Phase::Stuck {
+            self.set(Phase::Stuck, Instant::now());
+        }
+    }
+
+    /// Since when nothing is owed to the caller; none: a request is on its way or being answered.
+    pub(super) fn quiet_since(&self) -> Option<Instant> {
+        let (phase, since) = self.get();
+        matches!(phase, Phase::Fresh | Phase::Idle).then_some(since)
+    }
+
     fn phase(&self) -> Phase {
         self.get().0
     }

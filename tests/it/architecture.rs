@@ -58,7 +58,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "failpoint",
         ],
     ),
-    ("admin", &["config", "metrics", "ledger", "outbound"]),
+    ("admin", &["config", "net", "metrics", "ledger", "outbound"]),
     ("server", &["config", "net", "metrics", "failpoint"]),
     (
         "app",

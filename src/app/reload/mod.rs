@@ -31,6 +31,8 @@ use crate::telemetry::LogLevel;
 
 pub(super) use status::Status;
 
+use super::listeners::Listeners;
+
 /// Between two looks at the files.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -82,6 +84,7 @@ pub(super) struct Running {
     pub(super) metrics: Arc<Metrics>,
     pub(super) level: LogLevel,
     pub(super) access: Access,
+    pub(super) listeners: Listeners,
     pub(super) caller_token: CallerToken,
 }
 
@@ -235,6 +238,7 @@ impl Reloader {
             current.replace(current.get().renewed(Arc::clone(&common), metrics));
         }
         running.common = common;
+        running.listeners.renew(&settings);
         running.access.renew(&tokens, settings.admin.hosts.clone());
         let outbound = settings.outbound.as_ref();
         let token = outbound.and_then(|outbound| outbound.token.as_ref());

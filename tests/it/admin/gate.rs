@@ -473,6 +473,7 @@ impl Gate {
         let settings = AdminSettings {
             access: Access::new(&tokens, vec!["gate.internal".to_owned()]),
             limits,
+            admission: tikigate::admin::Admission::default(),
         };
         let socket = socket.map(|name| directory.path().join(name));
         let (bound, binding) = mpsc::channel();

@@ -14,8 +14,9 @@ use bytes::Bytes;
 use http::Response;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use tikigate::metrics::ListenerName;
 use tikigate::net::{Arrived, ListenAddress, Peer};
-use tikigate::server::{Limits, Shared, bind, serve};
+use tikigate::server::{Limits, Policy, Shared, bind, serve};
 use tokio_util::sync::CancellationToken;
 
 /// Nothing here takes this long unless it is broken.
@@ -114,7 +115,12 @@ impl Server {
         let listeners = bind(address, workers).unwrap();
         assert_eq!(listeners.len(), workers);
         let address = listeners[0].local_address();
-        let shared = Arc::new(Shared::new(max_connections));
+        let shared = Arc::new(Shared::new(
+            max_connections,
+            ListenerName::Server,
+            Arc::default(),
+        ));
+        let policy = Policy::open(limits).current();
         let (seen_sender, seen) = channel();
         let (unblock, unblocked) = channel();
         let echo = Echo {
@@ -126,7 +132,7 @@ impl Server {
         let closing = CancellationToken::new();
         let abort = CancellationToken::new();
         let worker = |listener| {
-            let (limits, shared) = (limits.clone(), Arc::clone(&shared));
+            let (policy, shared) = (Arc::clone(&policy), Arc::clone(&shared));
             let (closing, abort) = (closing.clone(), abort.clone());
             let echo = echo.clone();
             let service =
@@ -138,7 +144,7 @@ impl Server {
                     .unwrap();
                 // A task among others, which the runtime polls in its turn.
                 let serving =
-                    runtime.spawn(serve(listener, limits, shared, service, closing, abort));
+                    runtime.spawn(serve(listener, policy, shared, service, closing, abort));
                 runtime.block_on(serving).unwrap().unwrap();
             })
         };

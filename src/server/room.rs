@@ -1,0 +1,141 @@
+//! The connections of one worker, and which of them make room for others.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::time::Instant;
+
+use super::stream::Activity;
+
+/// How long a connection is left in peace though nothing comes: time for a handshake, and for a request
+/// that was sent with it.
+pub(super) const MIN_STAY: Duration = Duration::from_millis(500);
+
+/// Of the quiet ones a 64th goes at once, so that looking them over is shared by that many newcomers.
+const AT_ONCE: usize = 64;
+
+/// Running connections.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    tasks: JoinSet<()>,
+    seats: HashMap<Id, Seat>,
+}
+
+#[derive(Debug)]
+struct Seat {
+    task: AbortHandle,
+    activity: Arc<Activity>,
+}
+
+impl Room {
+    /// Runs a connection.
+    pub(super) fn admit(
+        &mut self,
+        activity: Arc<Activity>,
+        connection: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let task = self.tasks.spawn(connection);
+        self.seats.insert(task.id(), Seat { task, activity });
+    }
+
+    /// Waits until one has ended; for ever where there is none. Safe to drop.
+    pub(super) async fn one_ends(&mut self) {
+        match self.tasks.join_next_with_id().await {
+            Some(ended) => self.forget(ended),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits until all have ended.
+    pub(super) async fn all_end(&mut self) {
+        while let Some(ended) = self.tasks.join_next_with_id().await {
+            self.forget(ended);
+        }
+    }
+
+    /// Closes those that have been quiet for longest, and at least [`MIN_STAY`]; returns how many. Nothing
+    /// is owed to their callers: they either never sent anything or have all their answers. A request
+    /// that is just arriving on one of them ends as a network error, and is sent again.
+    pub(super) fn displace(&mut self, now: Instant) -> usize {
+        while let Some(ended) = self.tasks.try_join_next_with_id() {
+            self.forget(ended);
+        }
+        let mut quiet: Vec<(Instant, &AbortHandle)> = self
+            .seats
+            .values()
+            .filter_map(|seat| Some((seat.activity.quiet_since()?, &seat.task)))
+            .filter(|(since, _)| now.saturating_duration_since(*since) >= MIN_STAY)
+            .collect();
+        let leave = quiet.len().div_ceil(AT_ONCE);
+        if leave > 0 {
+            quiet.select_nth_unstable_by_key(leave - 1, |(since, _)| *since);
+        }
+        for (_, task) in &quiet[..leave] {
+            task.abort();
+        }
+        leave
+    }
+
+    fn forget(&mut self, ended: Result<(Id, ()), JoinError>) {
+        let id = match ended {
+            Ok((id, ())) => id,
+            Err(error) => {
+                if error.is_panic() {
+                    tracing::error!("a connection's task panicked");
+                }
+                error.id()
+            }
+        };
+        self.seats.remove(&id);
+        // After a crowd has gone, its memory goes too.
+        if self.seats.capacity() > 256 && self.seats.len() < self.seats.capacity() / 8 {
+            self.seats.shrink_to(self.seats.len() * 2);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_were_quiet_for_longest_go_first() {
+        let mut room = Room::default();
+        let mut activities = Vec::new();
+        for _ in 0..3 {
+            let activity = Arc::new(Activity::new(Instant::now()));
+            room.admit(Arc::clone(&activity), std::future::pending());
+            activities.push(activity);
+            tokio::time::advance(Duration::from_millis(10)).await;
+        }
+        // The first one's request is being handled.
+        activities[0].request_begins();
+        assert_eq!(
+            room.displace(Instant::now()),
+            0,
+            "nobody has stayed long enough"
+        );
+        tokio::time::advance(MIN_STAY).await;
+        for left in [2, 1] {
+            assert_eq!(room.displace(Instant::now()), 1);
+            room.one_ends().await;
+            assert_eq!(room.seats.len(), left);
+        }
+        assert_eq!(room.displace(Instant::now()), 0);
+        let (first, last) = (&activities[0], &activities[2]);
+        assert_eq!((Arc::strong_count(first), Arc::strong_count(last)), (2, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_many_some_go_at_once() {
+        let mut room = Room::default();
+        for _ in 0..200 {
+            let activity = Arc::new(Activity::new(Instant::now()));
+            room.admit(activity, std::future::pending());
+        }
+        tokio::time::advance(MIN_STAY).await;
+        assert_eq!(room.displace(Instant::now()), 4);
+    }
+}

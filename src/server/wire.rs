@@ -1,0 +1,98 @@
+//! The stream below TLS and HTTP: bytes that were read too far are read again.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::stream::Activity;
+
+/// A connection's own stream.
+#[derive(Debug)]
+pub(super) struct Wire<I> {
+    io: I,
+    /// What came with the PROXY header and is the connection's own.
+    ahead: Bytes,
+    /// Below TLS, where an answer's progress can't be seen above: whom to tell of it.
+    progress: Option<Arc<Activity>>,
+}
+
+impl<I> Wire<I> {
+    /// `io`, with `ahead` read before what comes from it.
+    pub(super) fn new(io: I, ahead: Bytes) -> Self {
+        Self {
+            io,
+            ahead,
+            progress: None,
+        }
+    }
+
+    /// Notes in `activity` whatever is written.
+    pub(super) fn noting_progress(self, activity: Arc<Activity>) -> Self {
+        Self {
+            progress: Some(activity),
+            ..self
+        }
+    }
+
+    fn note(&self, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let (Some(activity), Poll::Ready(Ok(1..))) = (&self.progress, &outcome) {
+            activity.progressed();
+        }
+        outcome
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Wire<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buf);
+        }
+        let length = self.ahead.len().min(buf.remaining());
+        buf.put_slice(&self.ahead[..length]);
+        self.ahead.advance(length);
+        if self.ahead.is_empty() {
+            self.ahead = Bytes::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Wire<I> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.note(outcome)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        self.note(outcome)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
