@@ -184,13 +184,19 @@ fn allowed(plans: &[Arc<RoutePlan>]) -> String {
     methods.join(", ")
 }
 
-/// What the HTTP library lets through and a proxy must not: RFC 9112, sections 3.2 and 6.
+/// What the HTTP library lets through and a proxy must not: RFC 9112, sections 3.2 and 6; RFC 3986.
 fn check_head<B>(request: &http::Request<B>) -> Result<(), Refusal> {
     let fault = |fault| Err(Refusal::MalformedRequest(fault));
     if !matches!(request.version(), Version::HTTP_11 | Version::HTTP_10) {
         return fault(RequestFault::Protocol);
     }
     if request.uri().authority().is_some() || !request.uri().path().starts_with('/') {
+        return fault(RequestFault::Target);
+    }
+    // The library takes UTF-8, which no target may hold (RFC 3986, section 2) and which servers
+    // behind the gate part over. A path is compared with the routes' anyway.
+    let query = request.uri().query().unwrap_or_default();
+    if !query.bytes().all(|byte| byte.is_ascii_graphic()) {
         return fault(RequestFault::Target);
     }
     let headers = request.headers();
