@@ -257,6 +257,8 @@ fn passed_on(message: &Message) -> Vec<(HeaderName, HeaderValue)> {
         along.push((TRACEPARENT, trace));
         offered.copy(&TRACESTATE, &mut along);
     }
+    // Nor can it take the signature away, which is for the backend: nobody signed `Connection`, and a
+    // backend that checks for itself would refuse the call for good.
     if !route.strip_signature {
         let family = message.family;
         for name in [
@@ -264,7 +266,7 @@ fn passed_on(message: &Message) -> Vec<(HeaderName, HeaderValue)> {
             family.client_id_header(),
             family.signature_header(),
         ] {
-            offered.copy(name, &mut along);
+            offered.copy_whatever_ends_here(name, &mut along);
         }
     }
     along
@@ -287,9 +289,12 @@ impl<'a> Offered<'a> {
 
     fn copy(&self, name: &HeaderName, to: &mut Vec<(HeaderName, HeaderValue)>) {
         let is_name = |option: &&[u8]| option.eq_ignore_ascii_case(name.as_str().as_bytes());
-        if self.ends_here.iter().any(is_name) {
-            return;
+        if !self.ends_here.iter().any(is_name) {
+            self.copy_whatever_ends_here(name, to);
         }
+    }
+
+    fn copy_whatever_ends_here(&self, name: &HeaderName, to: &mut Vec<(HeaderName, HeaderValue)>) {
         for value in self.headers.get_all(name) {
             to.push((name.clone(), value.clone()));
         }
