@@ -244,7 +244,7 @@ fn passed_on(message: &Message) -> Vec<(HeaderName, HeaderValue)> {
     let offered = Offered::by(&message.head.headers);
     let mut along = Vec::with_capacity(8);
     if route.payload == PayloadKind::Any {
-        offered.copy(&CONTENT_TYPE, &mut along);
+        offered.copy_if_one(&CONTENT_TYPE, &mut along);
     }
     offered.copy(&ACCEPT, &mut along);
     for name in &route.forward_headers {
@@ -297,6 +297,13 @@ impl<'a> Offered<'a> {
     fn copy_whatever_ends_here(&self, name: &HeaderName, to: &mut Vec<(HeaderName, HeaderValue)>) {
         for value in self.headers.get_all(name) {
             to.push((name.clone(), value.clone()));
+        }
+    }
+
+    /// For a header that is no list: of several, one server believes the first and another the last.
+    fn copy_if_one(&self, name: &HeaderName, to: &mut Vec<(HeaderName, HeaderValue)>) {
+        if self.headers.get_all(name).iter().nth(1).is_none() {
+            self.copy(name, to);
         }
     }
 }
