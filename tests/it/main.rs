@@ -14,6 +14,8 @@ mod commands;
 mod crash;
 mod documents;
 mod fake_tiki;
+mod fuzzed;
+mod hostile;
 mod outbound;
 mod outcomes;
 mod passing;
