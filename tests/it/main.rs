@@ -13,6 +13,7 @@ mod client;
 mod commands;
 mod crash;
 mod documents;
+mod edge;
 mod fake_tiki;
 mod fuzzed;
 mod hostile;

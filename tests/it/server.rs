@@ -1,6 +1,6 @@
 //! The inbound server on real sockets, spoken to in bytes.
 
-mod harness;
+pub(crate) mod harness;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tikigate::net::{ListenAddress, Peer};
-use tikigate::server::{BindError, Limits, bind};
+use tikigate::server::{BindError, Limits, Policy, bind};
 
 use self::harness::{Caller, GET, PATIENCE, SHORT, Server, Socket, WAIT, eventually, limits};
 
@@ -122,7 +122,7 @@ fn an_old_connection_is_closed() {
 #[test]
 fn connections_over_the_cap_wait_for_room() {
     let address = ListenAddress::Tcp("127.0.0.1:0".parse().unwrap());
-    let server = Server::start_at(&address, 1, 1, limits());
+    let server = Server::start_at(&address, 1, 1, Policy::open(limits()));
     let mut first = server.connect();
     first.exchange();
     let mut second = server.connect();
@@ -256,7 +256,7 @@ fn heads_are_bounded() {
 #[test]
 fn workers_share_a_port() {
     let address = ListenAddress::Tcp("127.0.0.1:0".parse().unwrap());
-    let mut server = Server::start_at(&address, 2, 1000, limits());
+    let mut server = Server::start_at(&address, 2, 1000, Policy::open(limits()));
     let mut workers = Vec::new();
     for _ in 0..200 {
         server.connect().exchange();
@@ -311,7 +311,7 @@ fn a_unix_socket_is_shared_and_removed() {
     drop(UnixListener::bind(&path).unwrap());
     assert!(path.exists());
 
-    let mut server = Server::start_at(&address, 2, 100, limits());
+    let mut server = Server::start_at(&address, 2, 100, Policy::open(limits()));
     assert_eq!(server.address, address);
     let mut caller = Caller::new(UnixStream::connect(&path).unwrap());
     caller.exchange();

@@ -14,19 +14,19 @@ use bytes::Bytes;
 use http::Response;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use tikigate::metrics::ListenerName;
+use tikigate::metrics::{Labels, LedgerFigures, ListenerName, Metrics, ServerMetrics, Sources};
 use tikigate::net::{Arrived, ListenAddress, Peer};
-use tikigate::server::{Limits, Policy, Shared, bind, serve};
+use tikigate::server::{CurrentPolicy, Limits, Policy, Shared, bind, serve};
 use tokio_util::sync::CancellationToken;
 
 /// Nothing here takes this long unless it is broken.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
-pub(super) const SHORT: Duration = Duration::from_millis(150);
-pub(super) const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
-pub(super) const WAIT: &[u8] = b"GET /wait HTTP/1.1\r\nhost: x\r\n\r\n";
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const SHORT: Duration = Duration::from_millis(150);
+pub(crate) const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+pub(crate) const WAIT: &[u8] = b"GET /wait HTTP/1.1\r\nhost: x\r\n\r\n";
 
 /// Limits that no test runs into by chance.
-pub(super) fn limits() -> Limits {
+pub(crate) fn limits() -> Limits {
     Limits {
         header_timeout: PATIENCE,
         idle_timeout: PATIENCE,
@@ -39,11 +39,11 @@ pub(super) fn limits() -> Limits {
 
 /// What the service saw of a request.
 #[derive(Debug)]
-pub(super) struct Seen {
-    pub(super) path: String,
-    pub(super) peer: Peer,
-    pub(super) first_byte: Instant,
-    pub(super) worker: ThreadId,
+pub(crate) struct Seen {
+    pub(crate) path: String,
+    pub(crate) peer: Peer,
+    pub(crate) first_byte: Instant,
+    pub(crate) worker: ThreadId,
 }
 
 /// A service whose answers to `/wait` the test releases.
@@ -88,39 +88,47 @@ impl Echo {
 }
 
 /// A running server with one thread per worker, as the gate runs it.
-pub(super) struct Server {
-    pub(super) address: ListenAddress,
-    pub(super) shared: Arc<Shared>,
-    pub(super) seen: Receiver<Seen>,
-    pub(super) release: CancellationToken,
-    pub(super) finished: Arc<AtomicUsize>,
-    pub(super) unblock: Sender<()>,
-    pub(super) closing: CancellationToken,
-    pub(super) abort: CancellationToken,
-    pub(super) threads: Vec<JoinHandle<()>>,
+pub(crate) struct Server {
+    pub(crate) address: ListenAddress,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) policy: CurrentPolicy,
+    counted: Arc<ServerMetrics>,
+    pub(crate) seen: Receiver<Seen>,
+    pub(crate) release: CancellationToken,
+    pub(crate) finished: Arc<AtomicUsize>,
+    pub(crate) unblock: Sender<()>,
+    pub(crate) closing: CancellationToken,
+    pub(crate) abort: CancellationToken,
+    pub(crate) threads: Vec<JoinHandle<()>>,
 }
 
 impl Server {
-    pub(super) fn start(limits: Limits) -> Self {
-        let address = ListenAddress::Tcp("127.0.0.1:0".parse().unwrap());
-        Self::start_at(&address, 1, 100, limits)
+    pub(crate) fn start(limits: Limits) -> Self {
+        Self::under(Policy::open(limits), 100)
     }
 
-    pub(super) fn start_at(
+    /// One worker on a TCP port.
+    pub(crate) fn under(policy: Policy, max_connections: usize) -> Self {
+        let address = ListenAddress::Tcp("127.0.0.1:0".parse().unwrap());
+        Self::start_at(&address, 1, max_connections, policy)
+    }
+
+    pub(crate) fn start_at(
         address: &ListenAddress,
         workers: usize,
         max_connections: usize,
-        limits: Limits,
+        policy: Policy,
     ) -> Self {
         let listeners = bind(address, workers).unwrap();
         assert_eq!(listeners.len(), workers);
         let address = listeners[0].local_address();
+        let counted = Arc::default();
         let shared = Arc::new(Shared::new(
             max_connections,
             ListenerName::Server,
-            Arc::default(),
+            Arc::clone(&counted),
         ));
-        let policy = Policy::open(limits).current();
+        let policy = policy.current();
         let (seen_sender, seen) = channel();
         let (unblock, unblocked) = channel();
         let echo = Echo {
@@ -152,6 +160,8 @@ impl Server {
         Self {
             address,
             shared,
+            policy,
+            counted,
             seen,
             release: echo.release,
             finished: echo.finished,
@@ -162,27 +172,61 @@ impl Server {
         }
     }
 
-    pub(super) fn tcp(&self) -> SocketAddr {
+    pub(crate) fn tcp(&self) -> SocketAddr {
         match &self.address {
             ListenAddress::Tcp(address) => *address,
             ListenAddress::Unix(_) => panic!("a unix socket"),
         }
     }
 
-    pub(super) fn connect(&self) -> Caller<TcpStream> {
+    pub(crate) fn connect(&self) -> Caller<TcpStream> {
         Caller::new(TcpStream::connect(self.tcp()).unwrap())
     }
 
-    pub(super) fn next_seen(&self) -> Seen {
+    /// A caller whose address is this one of the loopback network.
+    pub(crate) fn connect_from(&self, address: [u8; 4]) -> Caller<TcpStream> {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let socket = socket.unwrap();
+        let own: SocketAddr = (address, 0).into();
+        socket.bind(&own.into()).unwrap();
+        socket.connect(&self.tcp().into()).unwrap();
+        Caller::new(socket.into())
+    }
+
+    /// The value of one series as `/metrics` spells it; 0 if it is absent.
+    pub(crate) fn metric(&self, series: &str) -> u64 {
+        let sources = Sources {
+            listeners: Arc::clone(&self.counted),
+            ..Sources::default()
+        };
+        let labels = Labels {
+            sources,
+            ..Labels::default()
+        };
+        let text = Metrics::new(labels, 1).render(&LedgerFigures::default());
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0, |value| value.parse().unwrap())
+    }
+
+    /// How many connections were refused for this reason.
+    pub(crate) fn refused(&self, reason: &str) -> u64 {
+        self.metric(&format!(
+            "tikigate_connections_refused_total{{listener=\"server\",reason=\"{reason}\"}}"
+        ))
+    }
+
+    pub(crate) fn next_seen(&self) -> Seen {
         self.seen.recv_timeout(PATIENCE).unwrap()
     }
 
-    pub(super) fn assert_nothing_seen(&self) {
+    pub(crate) fn assert_nothing_seen(&self) {
         assert!(self.seen.try_recv().is_err());
     }
 
     /// Waits until the workers have returned by themselves.
-    pub(super) fn join(&mut self) {
+    pub(crate) fn join(&mut self) {
         let threads = std::mem::take(&mut self.threads);
         eventually(|| threads.iter().all(JoinHandle::is_finished));
         for thread in threads {
@@ -197,7 +241,7 @@ impl Drop for Server {
     }
 }
 
-pub(super) fn eventually(holds: impl Fn() -> bool) {
+pub(crate) fn eventually(holds: impl Fn() -> bool) {
     let began = Instant::now();
     while !holds() {
         assert!(began.elapsed() < PATIENCE, "it never came to hold");
@@ -206,12 +250,12 @@ pub(super) fn eventually(holds: impl Fn() -> bool) {
 }
 
 /// The other end of a connection.
-pub(super) struct Caller<S> {
-    pub(super) stream: S,
-    pub(super) connected: Instant,
+pub(crate) struct Caller<S> {
+    pub(crate) stream: S,
+    pub(crate) connected: Instant,
 }
 
-pub(super) trait Socket: Read + Write {
+pub(crate) trait Socket: Read + Write {
     fn patience(&self, patience: Duration);
 }
 
@@ -228,7 +272,7 @@ impl Socket for UnixStream {
 }
 
 impl<S: Socket> Caller<S> {
-    pub(super) fn new(stream: S) -> Self {
+    pub(crate) fn new(stream: S) -> Self {
         stream.patience(PATIENCE);
         Self {
             stream,
@@ -236,12 +280,12 @@ impl<S: Socket> Caller<S> {
         }
     }
 
-    pub(super) fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
     }
 
     /// Reads one answer: its head and its body.
-    pub(super) fn receive(&mut self) -> (String, String) {
+    pub(crate) fn receive(&mut self) -> (String, String) {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
@@ -258,13 +302,13 @@ impl<S: Socket> Caller<S> {
         (head, String::from_utf8(body).unwrap())
     }
 
-    pub(super) fn exchange(&mut self) {
+    pub(crate) fn exchange(&mut self) {
         self.send(GET);
         assert!(self.receive().0.starts_with("HTTP/1.1 200"));
     }
 
     /// What still comes until the server closes.
-    pub(super) fn rest(&mut self) -> String {
+    pub(crate) fn rest(&mut self) -> String {
         let mut rest = Vec::new();
         match self.stream.read_to_end(&mut rest) {
             Ok(_) => {}
@@ -275,7 +319,7 @@ impl<S: Socket> Caller<S> {
     }
 
     /// Whether nothing comes for a moment: no answer and no close.
-    pub(super) fn is_left_waiting(&mut self) -> bool {
+    pub(crate) fn is_left_waiting(&mut self) -> bool {
         self.stream.patience(SHORT);
         let outcome = self.stream.read(&mut [0]);
         self.stream.patience(PATIENCE);
