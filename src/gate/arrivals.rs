@@ -135,7 +135,7 @@ mod tests {
     fn the_first_sight_decides_and_only_for_as_long_as_tiki_sends_again() {
         let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_667_980_513);
         let (clock, hands) = Clock::manual(start);
-        let arrivals = Arrivals::new(Arc::new(Signatures::new(1000)), Family::ALL.to_vec(), clock);
+        let arrivals = Arrivals::new(Arc::new(Signatures::new(1000)), clock);
         let signed_at = Timestamp::from_system_time(start).unwrap();
         assert!(!arrivals.came_in_time(&mac(1), signed_at, &WINDOW));
         arrivals.note(&mac(1));
@@ -158,7 +158,7 @@ mod tests {
         let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_667_980_513);
         let (clock, _) = Clock::manual(start);
         let signatures = Arc::new(Signatures::new(1000));
-        let arrivals = Arrivals::new(Arc::clone(&signatures), Family::ALL.to_vec(), clock);
+        let arrivals = Arrivals::new(Arc::clone(&signatures), clock);
         let signed_at = Timestamp::from_system_time(start).unwrap();
         let key = SignatureKey::from(&mac(1));
         arrivals.note(&mac(1));
@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn a_flood_is_bounded() {
         let (clock, _) = Clock::manual(SystemTime::UNIX_EPOCH);
-        let arrivals = Arrivals::new(Arc::new(Signatures::new(1000)), Family::ALL.to_vec(), clock);
+        let arrivals = Arrivals::new(Arc::new(Signatures::new(1000)), clock);
         for number in 0..2 * NOTED {
             arrivals.note(&mac(number));
         }

@@ -94,7 +94,7 @@ use limits::AddressLimits;
 use observe::ObserveLayer;
 use probe::Looks;
 use respond::RespondLayer;
-use route::{RouteTable, route};
+use route::{RouteNumbers, RouteTable, route};
 use running::RunningCalls;
 use signatures::Signatures;
 use throttle::{Room, throttle};
@@ -258,6 +258,7 @@ pub struct Common {
     settings: Arc<Settings>,
     clock: Clock,
     routes: RouteTable,
+    numbers: Arc<RouteNumbers>,
     clients: Clients,
     trusted_proxies: TrustedProxies,
     admission: Arc<Admission>,
@@ -324,8 +325,10 @@ impl Common {
         let permits = settings.upstreams.iter();
         let upstream_permits =
             permits.map(|upstream| Arc::new(Semaphore::new(upstream.max_in_flight)));
+        let numbers = Arc::new(RouteNumbers::default());
         Ok(Arc::new(Self {
-            routes: RouteTable::new(&settings)?,
+            routes: RouteTable::new(&settings, &numbers)?,
+            numbers,
             clients: Clients::new(&settings, &clock)?,
             trusted_proxies: server.trusted_proxies.clone(),
             admission: Arc::new(admission),
@@ -377,7 +380,8 @@ impl Common {
             .iter()
             .map(|upstream| Arc::new(Semaphore::new(upstream.max_in_flight)));
         Ok(Arc::new(Self {
-            routes: RouteTable::new(&settings)?,
+            routes: RouteTable::new(&settings, &self.numbers)?,
+            numbers: Arc::clone(&self.numbers),
             clients: Clients::after(Some(&self.clients), &settings, &self.clock)?,
             trusted_proxies: server.trusted_proxies.clone(),
             admission: Arc::new(admission),

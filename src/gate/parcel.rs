@@ -245,7 +245,7 @@ fn passed_on(message: &Message) -> Vec<(HeaderName, HeaderValue)> {
     let offered = Offered::by(&message.head.headers);
     let mut along = Vec::with_capacity(8);
     if route.payload == PayloadKind::Any {
-        offered.copy(&CONTENT_TYPE, &mut along);
+        offered.copy_if_one(&CONTENT_TYPE, &mut along);
     }
     offered.copy(&ACCEPT, &mut along);
     for name in &route.forward_headers {
@@ -258,6 +258,8 @@ fn passed_on(message: &Message) -> Vec<(HeaderName, HeaderValue)> {
         along.push((TRACEPARENT, trace));
         offered.copy(&TRACESTATE, &mut along);
     }
+    // Nor can it take the signature away, which is for the backend: nobody signed `Connection`, and a
+    // backend that checks for itself would refuse the call for good.
     if !route.strip_signature {
         let family = message.family;
         for name in [
@@ -265,7 +267,7 @@ fn passed_on(message: &Message) -> Vec<(HeaderName, HeaderValue)> {
             family.client_id_header(),
             family.signature_header(),
         ] {
-            offered.copy(name, &mut along);
+            offered.copy_whatever_ends_here(name, &mut along);
         }
     }
     along
@@ -288,11 +290,21 @@ impl<'a> Offered<'a> {
 
     fn copy(&self, name: &HeaderName, to: &mut Vec<(HeaderName, HeaderValue)>) {
         let is_name = |option: &&[u8]| option.eq_ignore_ascii_case(name.as_str().as_bytes());
-        if self.ends_here.iter().any(is_name) {
-            return;
+        if !self.ends_here.iter().any(is_name) {
+            self.copy_whatever_ends_here(name, to);
         }
+    }
+
+    fn copy_whatever_ends_here(&self, name: &HeaderName, to: &mut Vec<(HeaderName, HeaderValue)>) {
         for value in self.headers.get_all(name) {
             to.push((name.clone(), value.clone()));
+        }
+    }
+
+    /// For a header that is no list: of several, one server believes the first and another the last.
+    fn copy_if_one(&self, name: &HeaderName, to: &mut Vec<(HeaderName, HeaderValue)>) {
+        if self.headers.get_all(name).iter().nth(1).is_none() {
+            self.copy(name, to);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Step 1: the request's head is one that may be passed on, and its path and method are a route's.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
@@ -32,8 +32,8 @@ struct Seal;
 pub struct RoutePlan {
     /// As configured.
     pub route: Arc<Route>,
-    /// Its place among the routes.
-    pub index: usize,
+    /// Its number among all routes that there were; see [`RouteNumbers`].
+    pub number: usize,
     /// Its label in the metrics.
     pub label: RouteLabel,
     /// The backend it forwards to.
@@ -61,6 +61,23 @@ impl RoutePlan {
     }
 }
 
+/// Numbers of routes that outlive a change of the configuration, for whoever remembers one. A route is
+/// told by what its callers call: the method and the path.
+#[derive(Debug, Default)]
+pub struct RouteNumbers(Mutex<Vec<(Method, String)>>);
+
+impl RouteNumbers {
+    fn of(&self, route: &Route) -> usize {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_it =
+            |(method, path): &(Method, String)| *method == route.method && *path == route.path;
+        known.iter().position(is_it).unwrap_or_else(|| {
+            known.push((route.method.clone(), route.path.clone()));
+            known.len() - 1
+        })
+    }
+}
+
 /// All routes, found by their exact path.
 #[derive(Debug)]
 pub struct RouteTable {
@@ -72,7 +89,7 @@ impl RouteTable {
     ///
     /// # Errors
     /// The name of a route whose backend path is no URI path, which `check` refuses before.
-    pub fn new(settings: &Settings) -> Result<Self, String> {
+    pub fn new(settings: &Settings, numbers: &RouteNumbers) -> Result<Self, String> {
         let mut by_path: HashMap<Box<str>, Vec<Arc<RoutePlan>>, RandomState> = HashMap::default();
         for (index, route) in settings.routes.iter().enumerate() {
             let target = PathAndQuery::try_from(route.upstream_path.as_str())
@@ -82,7 +99,7 @@ impl RouteTable {
                 .as_ref()
                 .map_or("", |rule| &rule.namespace);
             let plan = RoutePlan {
-                index,
+                number: numbers.of(route),
                 label: RouteLabel::new(index),
                 upstream: Arc::clone(&settings.upstreams[route.upstream]),
                 target,
@@ -184,7 +201,7 @@ fn allowed(plans: &[Arc<RoutePlan>]) -> String {
     methods.join(", ")
 }
 
-/// What the HTTP library lets through and a proxy must not: RFC 9112, sections 3.2 and 6.
+/// What the HTTP library lets through and a proxy must not: RFC 9112, sections 3.2 and 6; RFC 3986.
 fn check_head<B>(request: &http::Request<B>) -> Result<(), Refusal> {
     let fault = |fault| Err(Refusal::MalformedRequest(fault));
     if !matches!(request.version(), Version::HTTP_11 | Version::HTTP_10) {
@@ -193,8 +210,14 @@ fn check_head<B>(request: &http::Request<B>) -> Result<(), Refusal> {
     if request.uri().authority().is_some() || !request.uri().path().starts_with('/') {
         return fault(RequestFault::Target);
     }
+    // The library takes UTF-8, which no target may hold (RFC 3986, section 2) and which servers
+    // behind the gate part over. A path is compared with the routes' anyway.
+    let query = request.uri().query().unwrap_or_default();
+    if !query.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return fault(RequestFault::Target);
+    }
     let headers = request.headers();
-    if count(headers, &HOST) != 1 {
+    if !host_is_plain(headers) {
         return fault(RequestFault::Host);
     }
     if headers.contains_key(UPGRADE) {
@@ -206,8 +229,30 @@ fn check_head<B>(request: &http::Request<B>) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn count(headers: &HeaderMap, name: &http::HeaderName) -> usize {
-    headers.get_all(name).iter().count()
+/// Exactly one `Host`, and a name or address with or without a port in it, or nothing (RFC 9112, section
+/// 3.2; RFC 3986, section 3.2).
+fn host_is_plain(headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else {
+        return false;
+    };
+    let host = host.as_bytes();
+    let name_end = match host {
+        [b'[', ..] => host.iter().position(|byte| *byte == b']').map(|at| at + 1),
+        _ => host.iter().position(|byte| *byte == b':'),
+    };
+    let (name, port) = host.split_at(name_end.unwrap_or(host.len()));
+    let of_a_name = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(byte);
+    let name_is_plain = match name {
+        [b'[', address @ .., b']'] => address.iter().all(|byte| of_a_name(byte) || *byte == b':'),
+        name => name.iter().all(of_a_name),
+    };
+    let port_is_plain = match port {
+        [] => true,
+        [b':', digits @ ..] => digits.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    name_is_plain && port_is_plain
 }
 
 /// One exact `chunked`, or one plain decimal length, or neither.
@@ -240,6 +285,35 @@ mod tests {
             headers.append(name, HeaderValue::from_str(value).unwrap());
         }
         framing_is_plain(&headers)
+    }
+
+    #[test]
+    fn a_host_is_a_name_or_an_address() {
+        let plain = |host: &[u8]| {
+            let value = HeaderValue::from_bytes(host).unwrap();
+            host_is_plain(&HeaderMap::from_iter([(HOST, value)]))
+        };
+        for host in [
+            "",
+            "gate.test",
+            "gate.test:",
+            "gate.test:8080",
+            "10.0.0.1:80",
+            "[::1]",
+            "[::1]:443",
+            "my_gate",
+            "a,b",
+        ] {
+            assert!(plain(host.as_bytes()), "{host}");
+        }
+        for host in [
+            "a b", "a/b", "a@b", "a:b", "a:1:2", "::1", "[::1", "[::1]x", "[a/b]", "a\"", "<a>",
+            "a, b", "a\tb", "a#b", "a?b", "a\\b", "]", "[",
+        ] {
+            assert!(!plain(host.as_bytes()), "{host}");
+        }
+        assert!(!plain(b"a\xff"));
+        assert!(!host_is_plain(&HeaderMap::new()));
     }
 
     #[test]

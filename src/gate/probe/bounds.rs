@@ -142,7 +142,20 @@ mod tests {
     const START: Duration = Duration::from_secs(100);
 
     fn looks() -> Looks {
-        Looks::new([1_000_000, 1].into_iter())
+        let upstream = |max_in_flight| {
+            Arc::new(Upstream {
+                max_in_flight,
+                ..Upstream::clone(&usual_upstream())
+            })
+        };
+        Looks::new(&[upstream(1_000_000), upstream(1)])
+    }
+
+    fn usual_upstream() -> Arc<Upstream> {
+        let text = include_str!("../../../config/demo.toml");
+        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+        let loaded = crate::config::load_text(text, "demo.toml", &directory, &[]).unwrap();
+        Arc::clone(&loaded.settings.upstreams[0])
     }
 
     #[test]

@@ -144,6 +144,44 @@ async fn on_a_route_that_takes_anything_only_the_content_type_comes_along() {
     assert_eq!(seen.header("idempotency-key"), None);
 }
 
+/// Of two, one backend would believe the first and another the last.
+#[tokio::test]
+async fn two_content_types_are_none() {
+    let stage = Stage::start().await;
+    let call = stage
+        .gate
+        .signed("/tiki/any", "x")
+        .with("Content-Type", MARK);
+    assert_eq!(
+        stage
+            .gate
+            .send(&call.and("Content-Type", MARK))
+            .await
+            .status,
+        200
+    );
+    let seen = &stage.backend.requests()[0];
+    assert_eq!(seen.header("content-type"), None);
+}
+
+/// Nobody signed `Connection`: it can't keep the signature from a backend that checks for itself.
+#[tokio::test]
+async fn the_signature_goes_along_whatever_connection_says() {
+    let stage = Stage::start().await;
+    let names = [
+        "x-tikivip-timestamp",
+        "x-tikivip-client-id",
+        "x-tikivip-signature",
+    ];
+    let call = stage.gate.signed("/tiki/refund", &refund("r-1", "1"));
+    let sent = call.clone().and("Connection", &names.join(", "));
+    assert_eq!(stage.gate.send(&sent).await.status, 200);
+    let seen = &stage.backend.requests()[0];
+    for name in names {
+        assert_eq!(seen.header(name), Some(call.header(name)), "{name}");
+    }
+}
+
 #[tokio::test]
 async fn headers_that_belong_to_the_callers_connection_end_at_the_gate() {
     let forwarded = (

@@ -171,6 +171,18 @@ async fn a_call_is_for_one_host() {
         stage.check(what, &client.read_answer().await, refused);
         assert!(client.is_closed().await, "{what}");
     }
+    for host in [
+        "a b",
+        "a, b",
+        "gate.test/x",
+        "x@gate.test",
+        "gate.test:80x",
+        "[::1",
+        "<a>",
+    ] {
+        let call = call.clone().with("Host", host);
+        stage.refuses(host, call.to_bytes(), refused).await;
+    }
     let old = call
         .clone()
         .without("Host")

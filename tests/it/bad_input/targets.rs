@@ -105,6 +105,20 @@ async fn a_query_on_a_get_route_is_signed_and_goes_along_as_it_is() {
     assert_eq!(stage.backend.requests().len(), 1);
 }
 
+/// Servers part over such a query, though somebody signed it: RFC 3986 has no such characters.
+#[tokio::test]
+async fn a_query_that_is_not_ascii_is_malformed() {
+    let stage = Stage::start().await;
+    for target in [
+        "/tiki/order-status?a=\u{e9}",
+        "/tiki/order-status?\u{1f4b0}",
+    ] {
+        let call = Call::get(target, stage.gate.now());
+        stage.refuses(target, call.to_bytes(), TARGET).await;
+    }
+    stage.still_passes().await;
+}
+
 /// The library drops it before the gate can see it. No client sends one; what is left is a route's
 /// exact path, and the backend gets just that.
 #[tokio::test]

@@ -15,6 +15,7 @@ mod rotation;
 mod rounds;
 mod second_refunds;
 mod send_now;
+mod shares;
 mod signatures;
 mod stale_events;
 mod stress;

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
-use tikigate::app::{App, Stopper};
+use tikigate::app::{App, Source, Stopper};
 use tikigate::clock::{Clock, ManualClock};
 use tikigate::config;
 use tikigate::ledger::{Event, Filter, Ledger, Record, State};
@@ -143,11 +143,31 @@ impl TestGate {
 
     /// The same, with a clock that starts at another time.
     pub(crate) async fn at(toml: &str, start: SystemTime) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        write_private(&directory, "secret", SECRET);
-        write_private(&directory, "other-secret", OTHER_SECRET);
-        let loaded = config::load_text(toml, "test.toml", directory.path(), &[])
-            .unwrap_or_else(|problems| panic!("{problems:#?}"));
+        let directory = directory();
+        let loaded = config::load_text(toml, "test.toml", directory.path(), &[]);
+        Self::run(directory, None, loaded, start)
+    }
+
+    /// Of a configuration in a file, which is taken anew when it changes, or a file that it names does.
+    /// `files` are beside it.
+    pub(crate) async fn watched(toml: &str, files: &[(&str, &str)]) -> Self {
+        let directory = directory();
+        for (name, content) in files {
+            write_private(&directory, name, content);
+        }
+        let path = directory.path().join("tikigate.toml");
+        std::fs::write(&path, toml).unwrap();
+        let (source, loaded) = Source::read(path, Vec::new());
+        Self::run(directory, Some(source), loaded, start_time())
+    }
+
+    fn run(
+        directory: TempDir,
+        source: Option<Source>,
+        loaded: Result<config::Loaded, Vec<config::Problem>>,
+        start: SystemTime,
+    ) -> Self {
+        let loaded = loaded.unwrap_or_else(|problems| panic!("{problems:#?}"));
         let (clock, hands) = Clock::manual(start);
         let lines = Lines::default();
         let log = LogHandle::to(
@@ -156,7 +176,7 @@ impl TestGate {
             lines.clone(),
         )
         .unwrap();
-        let app = App::start(loaded.settings, clock.clone(), &log).unwrap();
+        let app = App::start_from(source, loaded.settings, clock.clone(), &log).unwrap();
         Self {
             stopper: app.stopper(),
             address: app.address().clone(),
@@ -169,6 +189,51 @@ impl TestGate {
             lines,
             directory,
         }
+    }
+
+    /// Puts another content into a file of the configuration's directory, at once.
+    pub(crate) fn put(&self, name: &str, content: &str) {
+        write_private(&self.directory, "next", content);
+        let path = self.directory.path();
+        std::fs::rename(path.join("next"), path.join(name)).unwrap();
+    }
+
+    /// How many changed configurations were taken, and refused.
+    pub(crate) async fn reloads(&self) -> (u32, u32) {
+        let count = |outcome| format!("tikigate_config_reloads_total{{outcome=\"{outcome}\"}}");
+        let taken = self.metric(&count("taken")).await;
+        let refused = self.metric(&count("refused")).await;
+        (taken as u32, refused as u32)
+    }
+
+    /// Waits until the gate has noticed a change and taken or refused it.
+    pub(crate) async fn reloaded(&self, before: (u32, u32)) -> (u32, u32) {
+        let noticed = async {
+            loop {
+                let reloads = self.reloads().await;
+                if reloads != before {
+                    return reloads;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        in_time("the configuration to be read again", noticed).await
+    }
+
+    /// Has a changed configuration read now, and waits for what becomes of it: whether it was taken.
+    pub(crate) async fn reload(&self, toml: &str) -> bool {
+        let before = self.reloads().await;
+        self.put("tikigate.toml", toml);
+        self.app().reloader().ask();
+        self.reloaded(before).await.0 > before.0
+    }
+
+    /// The body of `/readyz`.
+    pub(crate) async fn readiness(&self) -> String {
+        let request = "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let answer = exchange(&self.admin_address, request).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.text().to_owned()
     }
 
     /// Where Tiki's calls go.
@@ -497,6 +562,14 @@ pub(crate) fn order_ipn(message_id: &str, total: &str) -> String {
     format!(
         r#"{{"message_id":"{message_id}","message_type":"notification","message_created_at":"2022-11-09T14:55:13+07:00","order":{{"id":"o-1","status":"online_paid","grand_total":{total},"tiki_order_id":"1001","tiki_order_code":"308"}}}}"#
     )
+}
+
+/// With the clients' secrets in it.
+fn directory() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    write_private(&directory, "secret", SECRET);
+    write_private(&directory, "other-secret", OTHER_SECRET);
+    directory
 }
 
 fn write_private(directory: &TempDir, name: &str, content: &str) {
