@@ -14,7 +14,7 @@ use tikigate::clock::Clock;
 use tikigate::config::{self, Settings};
 use tikigate::gate::{Common, Gate};
 use tikigate::ledger::{Ledger, MemoryLedger, MemoryLimits, Owner};
-use tikigate::metrics::{Metrics, Sources};
+use tikigate::metrics::{ListenerName, Metrics, Sources};
 use tikigate::server;
 use tikigate::telemetry::LogHandle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -187,8 +187,12 @@ fn start_gate(settings: &Arc<Settings>) -> Arc<Common> {
         .remove(0);
     let serving = server::serve(
         listener,
-        server::Limits::from(&settings.server),
-        Arc::new(server::Shared::new(100)),
+        server::Policy::from(&settings.server).current(),
+        Arc::new(server::Shared::new(
+            100,
+            ListenerName::Server,
+            Arc::default(),
+        )),
         gate.service::<hyper::body::Incoming>(),
         CancellationToken::new(),
         CancellationToken::new(),
