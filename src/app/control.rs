@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminSettings, Readiness, SendNow, SendNowError, SendingNow};
 use crate::config::Settings;
-use crate::gate::{Common, Gate, NotSentNow, SentNow, keep_looking};
+use crate::gate::{Common, Gate, NotSentNow, SentNow, keep_checking, keep_looking};
 use crate::ledger::{Ledger, RecordId, State, Stats};
 use crate::metrics::{LedgerFigures, Metrics, OutboxFigures, StateFigures};
 use crate::outbound::outbox::{self, Outbox};
@@ -65,6 +65,10 @@ impl Control {
             let looking = keep_looking(Arc::clone(&control.gate));
             tokio::spawn(life.draining().run_until_cancelled_owned(looking));
         }
+        tokio::spawn(keep_checking(
+            control.common.backends().to_vec(),
+            life.draining(),
+        ));
         let server = &settings.server;
         let connections = || {
             let outbound = control.outbound.as_ref();
@@ -120,8 +124,10 @@ impl admin::Control for Control {
             .set_limited_addresses(self.common.limited_addresses());
         let connections = &self.metrics.sources().connections;
         connections.store(self.connections.connections(), Ordering::Relaxed);
+        let addresses = self.common.backends().iter();
         let figures = LedgerFigures {
             outbox: outbox.map(outbox_figures),
+            addresses: addresses.flat_map(|backend| backend.figures()).collect(),
             ..figures(ledger)
         };
         self.metrics.render(&figures)
@@ -176,6 +182,7 @@ fn figures(stats: Option<&Stats>) -> LedgerFigures {
     };
     LedgerFigures {
         outbox: None,
+        addresses: Vec::new(),
         states: stats.map(of).unwrap_or_default(),
     }
 }

@@ -12,9 +12,12 @@
 //!  5 bind          the signature counts on one route, once where nothing else tells         → Bound
 //!  6 throttle      the client's rate limit, which a forger can't spend                      → Claimable
 //!  7 idempotency   claim → run once, detached → record → answer; or replay; or join         → Answer
-//! ── tower stack towards the backend: in-flight cap · backend
+//! ── towards the backend: in-flight cap, fair between clients · breaker · backend            (backend)
 //!    forward       clean headers, call the backend, classify its answer                     (attempt, outcome)
 //! ```
+//!
+//! Step 7 takes a pass of the breaker before it claims: while no address may be called, nothing is claimed,
+//! and what the ledger knows is still answered.
 //!
 //! On routes with `confirm`, step 7 asks Tiki about the transaction between its look into the ledger and
 //! its claim (`confirm`). Beside calls, on the control thread: `rounds` asks backends about calls whose outcome nobody knows
@@ -30,6 +33,7 @@ mod answer;
 pub mod arrivals;
 mod attempt;
 pub mod authenticate;
+mod backend;
 pub mod bind;
 pub mod call;
 mod confirm;
@@ -63,7 +67,6 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::{Service, ServiceBuilder};
@@ -97,6 +100,7 @@ use throttle::throttle;
 use validate::validate;
 
 pub use answer::Answer;
+pub use backend::{Backend, keep_checking};
 pub use refusal::Refusal;
 pub use rounds::{Rounds, keep_looking};
 pub use send_now::{NotSentNow, SentNow};
@@ -104,9 +108,8 @@ pub use send_now::{NotSentNow, SentNow};
 /// One worker's gate: what all workers share, and this worker's own connections, log and metrics.
 pub struct Gate {
     common: Arc<Common>,
-    stacks: Vec<forward::Stack>,
-    /// The same connections without the stack, for looks.
-    upstreams: Vec<Upstream>,
+    /// By upstream and address.
+    upstreams: Vec<Vec<Upstream>>,
     /// To ask Tiki, on connections of its own; none where no route wants that.
     confirmer: Option<Confirmer>,
     request_ids: RequestIds,
@@ -122,20 +125,16 @@ impl Gate {
         log: AccessLog,
         random: u64,
     ) -> Arc<Self> {
-        let upstreams = common.settings.upstreams.iter().map(Arc::clone);
-        let upstreams: Vec<Upstream> = upstreams.map(Upstream::new).collect();
-        let permits = common.upstream_permits.iter().map(Arc::clone);
-        let stacks = upstreams
-            .iter()
-            .cloned()
-            .zip(permits)
-            .map(|(upstream, permits)| forward::stack(upstream, permits))
-            .collect();
+        let upstreams = common.settings.upstreams.iter().map(|settings| {
+            let addresses = 0..settings.endpoints.len();
+            let upstreams = addresses.map(|index| Upstream::to(Arc::clone(settings), index));
+            upstreams.collect()
+        });
+        let upstreams = upstreams.collect();
         let request_ids = RequestIds::new(random);
         Arc::new(Self {
             confirmer: common.confirmer(),
             common,
-            stacks,
             upstreams,
             request_ids,
             metrics,
@@ -227,13 +226,12 @@ pub struct Common {
     running: Arc<RunningCalls>,
     ledger: Arc<dyn Ledger>,
     owner: Owner,
-    upstream_permits: Vec<Arc<Semaphore>>,
+    /// By upstream: what is known of it, and how much runs there.
+    backends: Vec<Arc<Backend>>,
     looks: Looks,
     /// The way to Tiki; none where the outbound direction is off.
     outbound: Option<Outbound>,
     outbound_metrics: Arc<OutboundMetrics>,
-    /// By upstream: whether the last call that wanted a connection got none.
-    unreachable: Vec<AtomicBool>,
     /// Whether the ledger's last word to a claim was an error.
     ledger_failing: AtomicBool,
     tasks: TaskTracker,
@@ -281,9 +279,8 @@ impl Common {
                 confirms: Confirms::new(&outbound.confirm, Arc::clone(&outbound_metrics)),
             }),
         };
-        let permits = settings.upstreams.iter();
-        let upstream_permits =
-            permits.map(|upstream| Arc::new(Semaphore::new(upstream.max_in_flight)));
+        let backends = settings.upstreams.iter();
+        let backends = backends.map(|upstream| Backend::new(Arc::clone(upstream), clock.clone()));
         Ok(Arc::new(Self {
             routes: RouteTable::new(&settings)?,
             clients: Clients::new(&settings, &clock)?,
@@ -294,18 +291,13 @@ impl Common {
             running: Arc::default(),
             outbound,
             outbound_metrics,
-            upstream_permits: upstream_permits.collect(),
+            backends: backends.collect(),
             looks: Looks::new(
                 settings
                     .upstreams
                     .iter()
                     .map(|upstream| upstream.max_in_flight),
             ),
-            unreachable: settings
-                .upstreams
-                .iter()
-                .map(|_| AtomicBool::default())
-                .collect(),
             ledger_failing: AtomicBool::default(),
             tasks: TaskTracker::new(),
             abort: CancellationToken::new(),
@@ -371,11 +363,8 @@ impl Common {
 
     /// What is in trouble by the last calls' experience, one short sentence each.
     pub fn degraded(&self) -> Vec<String> {
-        let upstreams = self.settings.upstreams.iter().zip(&self.unreachable);
-        let mut told: Vec<String> = upstreams
-            .filter(|(_, unreachable)| unreachable.load(Ordering::Relaxed))
-            .map(|(upstream, _)| format!("upstream {} can't be reached", upstream.name))
-            .collect();
+        let backends = self.backends.iter();
+        let mut told: Vec<String> = backends.flat_map(|backend| backend.degraded()).collect();
         if self.ledger_failing.load(Ordering::Relaxed) {
             told.push("the ledger takes no calls".to_owned());
         }
@@ -383,6 +372,11 @@ impl Common {
             told.extend(outbound.accounts.degraded());
         }
         told
+    }
+
+    /// What is known of the backends, by upstream.
+    pub fn backends(&self) -> &[Arc<Backend>] {
+        &self.backends
     }
 
     /// Who the partner's own calls are signed as, where there are any.

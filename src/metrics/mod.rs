@@ -10,6 +10,7 @@
 //! Routes, refusals and secrets are known before the first request, so each has its own cell and a
 //! request names it by number. Nothing that a caller sends ever becomes a label.
 
+mod backends;
 mod cells;
 mod exposition;
 mod outbound;
@@ -21,6 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+pub use backends::{AddressFigures, BreakerState};
 use cells::{Cells, Histogram};
 pub use outbound::{Confirmation, OutboundCall, OutboundMetrics, OutboxFigures};
 
@@ -223,14 +225,16 @@ impl Suspicion {
     }
 }
 
-/// What the ledger holds at the time of a scrape. Empty when the ledger can't say: its series are
-/// then absent, which alerts can tell from zero.
+/// What others hold at the time of a scrape, above all the ledger. Empty when the ledger can't say: its
+/// series are then absent, which alerts can tell from zero.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LedgerFigures {
     /// One entry for each state.
     pub states: Vec<StateFigures>,
     /// What the outbox holds, where there is one that can say.
     pub outbox: Option<OutboxFigures>,
+    /// Each address of each backend.
+    pub addresses: Vec<AddressFigures>,
 }
 
 /// What the ledger holds in one state.

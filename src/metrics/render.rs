@@ -6,6 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::backends;
 use super::cells::{self, Histogram, Scale};
 use super::exposition::{Exposition, Kind};
 use super::process::Figures;
@@ -28,6 +29,7 @@ pub(super) fn exposition(metrics: &Metrics, ledger: &LedgerFigures, process: &Fi
     if let Some(outbound) = metrics.outbound.get() {
         outbound.write(&mut out, ledger.outbox.as_ref());
     }
+    backends::write(&mut out, &ledger.addresses);
     load(&mut out, metrics);
     process_families(&mut out, process);
     out.finish()

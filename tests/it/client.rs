@@ -42,13 +42,15 @@ fn endpoint(address: &ListenAddress) -> Endpoint {
 fn upstream_at(endpoint: Endpoint) -> Upstream {
     Upstream::new(Arc::new(config::Upstream {
         name: "legacy".to_owned(),
-        endpoint,
+        endpoints: vec![endpoint],
         host: HeaderValue::from_static("legacy.example"),
         connect_timeout: Duration::from_secs(5),
         answer_within: Duration::from_secs(13),
         settle_within: Duration::from_secs(60),
         max_in_flight: 8,
         set_headers: Vec::new(),
+        breaker: config::Breaker::OFF,
+        health: None,
     }))
 }
 
