@@ -126,10 +126,11 @@ pub(crate) async fn answers_only_claims_nothing(open: Open) {
     f.settle(running, not_applied()).await;
     let before = f.record(running.record).await;
     assert_is!(f.claim(asking("a")).await, ClaimOutcome::Claimable);
-    assert_eq!(f.record(running.record).await, before);
+    let after = f.record(running.record).await;
+    assert_eq!((after.state, after.version), (before.state, before.version));
     let again = f.granted(refund("a")).await;
     assert_eq!(again.attempt, 2);
-    f.settle(again, done(200, "done")).await;
+    f.settle(again, success()).await;
     assert_is!(f.claim(asking("a")).await, ClaimOutcome::Done(..));
     let other = Claim {
         fingerprint: Fingerprint([9; 32]),
