@@ -1,7 +1,10 @@
 //! Who may use the API: names in `Host`, web pages, tokens, content types.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use hmac::digest::CtOutput;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN};
 use http::{HeaderMap, HeaderName, Uri};
@@ -10,8 +13,50 @@ use sha2::{Digest, Sha256};
 use super::answer::Fault;
 use crate::config::AdminToken;
 
+/// Who may use the API as of now. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Access(Arc<ArcSwap<Admitted>>);
+
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) tokens: Tokens,
+    /// Names that are accepted in `Host` besides the listen address and loopback.
+    pub(super) hosts: Vec<String>,
+}
+
+impl Access {
+    /// Whoever shows one of these tokens ([`super::token::ensure_token`] makes one where none is
+    /// configured; empty: nobody), at the listen address, loopback or one of `hosts`: with a port only
+    /// on that port, without one on any.
+    pub fn new(tokens: &[AdminToken], hosts: Vec<String>) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(Admitted {
+            tokens: Tokens::new(tokens),
+            hosts,
+        })))
+    }
+
+    /// Whoever shows one of these from now on.
+    pub fn renew(&self, tokens: &[AdminToken], hosts: Vec<String>) {
+        self.0.store(Arc::new(Admitted {
+            tokens: Tokens::new(tokens),
+            hosts,
+        }));
+    }
+
+    pub(super) fn get(&self) -> Arc<Admitted> {
+        self.0.load_full()
+    }
+}
+
 /// The tokens, as hashes that are compared in constant time.
 pub(super) struct Tokens(Vec<(String, CtOutput<Sha256>)>);
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.0.iter().map(|(name, _)| name);
+        f.debug_list().entries(names).finish()
+    }
+}
 
 impl Tokens {
     pub(super) fn new(tokens: &[AdminToken]) -> Self {

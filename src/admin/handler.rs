@@ -12,15 +12,14 @@ use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
 use super::answer::{self, Answer, Fault};
-use super::guard::{self, Tokens};
+use super::guard::{self, Access};
 use super::{Control, Limits, Readiness, ledger_api, outbox_api};
 use crate::ledger::{Ledger, RecordId, Reply};
 use crate::outbound::outbox::DeliveryId;
 
 /// What every request is answered with.
 pub(super) struct Desk {
-    pub(super) tokens: Tokens,
-    pub(super) hosts: Vec<String>,
+    pub(super) access: Access,
     pub(super) limits: Limits,
     pub(super) ledger: Arc<dyn Ledger>,
     pub(super) control: Arc<dyn Control>,
@@ -80,11 +79,12 @@ impl Desk {
         local: Option<SocketAddr>,
     ) -> Result<Answer, Fault> {
         let headers = request.headers();
-        guard::require_known_host(request.uri(), headers, local, &self.hosts)?;
+        let access = self.access.get();
+        guard::require_known_host(request.uri(), headers, local, &access.hosts)?;
         if !is_read(request.method()) {
             guard::require_no_origin(headers)?;
         }
-        let holder = self.tokens.holder(headers)?.to_owned();
+        let holder = access.tokens.holder(headers)?.to_owned();
         match find(request.uri().path())? {
             Place::Records => {
                 require_read(request.method())?;

@@ -31,7 +31,8 @@ use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::AdminToken;
+pub use guard::Access;
+
 use crate::ledger::{Ledger, RecordId, State, Stats};
 use crate::outbound::outbox::{self, Outbox};
 
@@ -129,14 +130,11 @@ impl Phase {
     }
 }
 
-/// Who may use the API, by which names, within which limits.
+/// Who may use the API, within which limits.
 #[derive(Clone, Debug)]
 pub struct AdminSettings {
-    /// Bearer tokens; [`token::ensure_token`] makes one where none is configured. Empty: nobody may.
-    pub tokens: Vec<AdminToken>,
-    /// Names that the API accepts in `Host` besides the listen address and loopback: with a port
-    /// only on that port, without one on any.
-    pub hosts: Vec<String>,
+    /// Who that is; can be changed.
+    pub access: Access,
     /// Bounds of what a caller can take.
     pub limits: Limits,
 }
@@ -209,14 +207,9 @@ pub async fn serve(
     control: Arc<dyn Control>,
     shutdown: CancellationToken,
 ) {
-    let AdminSettings {
-        tokens,
-        hosts,
-        limits,
-    } = settings;
+    let AdminSettings { access, limits } = settings;
     let desk = handler::Desk {
-        tokens: guard::Tokens::new(&tokens),
-        hosts,
+        access,
         limits,
         ledger,
         control,

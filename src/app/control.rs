@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminSettings, Readiness, SendNow, SendNowError, SendingNow};
+use crate::clock::Clock;
 use crate::config::Settings;
-use crate::gate::{Common, Gate, NotSentNow, SentNow, keep_checking, keep_looking};
+use crate::gate::{Common, Current, NotSentNow, SentNow, keep_checking, keep_looking};
 use crate::ledger::{Ledger, RecordId, State, Stats};
 use crate::metrics::{LedgerFigures, Metrics, OutboxFigures, StateFigures};
 use crate::outbound::outbox::{self, Outbox};
@@ -16,14 +17,18 @@ use crate::server;
 use super::drain::Life;
 use super::outbound::Handle;
 use super::readiness::{QuarantineSeen, readiness};
+use super::reload::Status;
 use super::sweep::{PACE, keep_sweeping};
 
 /// What the control thread works with.
 pub(super) struct Control {
     /// For what is sent and asked without a caller; its connections are this thread's.
-    pub(super) gate: Arc<Gate>,
+    pub(super) gate: Current,
     pub(super) life: Arc<Life>,
+    /// Of the start; what is in flight is the same in all that came after it.
     pub(super) common: Arc<Common>,
+    pub(super) configuration: Arc<Status>,
+    pub(super) clock: Clock,
     pub(super) ledger: Arc<dyn Ledger>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) connections: Arc<server::Shared>,
@@ -61,14 +66,10 @@ impl Control {
         let looking = tokio::spawn(seen.keep_looking(Arc::clone(&control.ledger)));
         let sweeping = tokio::spawn(keep_sweeping(Arc::clone(&control.ledger), PACE));
         let life = Arc::clone(&control.life);
-        if control.common.looks_around() {
-            let looking = keep_looking(Arc::clone(&control.gate));
-            tokio::spawn(life.draining().run_until_cancelled_owned(looking));
-        }
-        tokio::spawn(keep_checking(
-            control.common.backends().to_vec(),
-            life.draining(),
-        ));
+        let looking_around = keep_looking(control.gate.clone());
+        tokio::spawn(life.draining().run_until_cancelled_owned(looking_around));
+        let checking = keep_checking(control.gate.clone());
+        tokio::spawn(life.draining().run_until_cancelled_owned(checking));
         let server = &settings.server;
         let connections = || {
             let outbound = control.outbound.as_ref();
@@ -94,9 +95,11 @@ impl Control {
 
 impl admin::Control for Control {
     fn readiness(&self) -> Readiness {
+        let mut degraded = self.gate.get().common().degraded();
+        degraded.extend(self.configuration.degraded(self.clock.now()));
         readiness(
             self.life.phase(),
-            self.common.degraded(),
+            degraded,
             self.ledger.trouble(),
             self.quarantine.cause(),
         )
@@ -124,7 +127,8 @@ impl admin::Control for Control {
             .set_limited_addresses(self.common.limited_addresses());
         let connections = &self.metrics.sources().connections;
         connections.store(self.connections.connections(), Ordering::Relaxed);
-        let addresses = self.common.backends().iter();
+        let gate = self.gate.get();
+        let addresses = gate.common().backends().iter();
         let figures = LedgerFigures {
             outbox: outbox.map(outbox_figures),
             addresses: addresses.flat_map(|backend| backend.figures()).collect(),
@@ -134,7 +138,7 @@ impl admin::Control for Control {
     }
 
     fn send_now(&self, id: RecordId) -> SendingNow {
-        let gate = Arc::clone(&self.gate);
+        let gate = self.gate.get();
         Box::pin(async move {
             match gate.send_now(id).await {
                 Ok(SentNow { status, state }) => Ok(SendNow {

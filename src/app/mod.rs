@@ -4,6 +4,7 @@
 //! worker threads   one current-thread runtime, listener and set of backend connections each
 //! outbound thread  the backend's calls to Tiki, and the outbox's deliveries, where there are any
 //! control thread   admin listener, expiry of records, looks at the backend, and the drain
+//! reload thread    watches the configuration and its files, and swaps what changed
 //! ```
 //!
 //! A drain goes: unready → (`drain_delay`) → listener closed, what runs is finished → (`drain_within`)
@@ -15,6 +16,7 @@ mod ledger;
 pub mod offline;
 mod outbound;
 mod readiness;
+mod reload;
 mod sweep;
 pub mod upkeep;
 
@@ -22,13 +24,16 @@ use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use tokio::sync::Notify;
+
 use crate::admin::{self, AdminSettings};
 use crate::clock::Clock;
 use crate::config::Settings;
-use crate::gate::{Common, Gate};
+use crate::gate::{Common, Current, Gate};
 use crate::ledger::{DefineError, Ledger, Owner};
 use crate::metrics::{Metrics, Sources};
 use crate::net::ListenAddress;
+use crate::outbound::CallerToken;
 use crate::server::{self, BindError};
 use crate::telemetry::{self, LogHandle};
 
@@ -36,6 +41,9 @@ use control::Control;
 use drain::Life;
 use outbound::Outbound;
 use readiness::QuarantineSeen;
+use reload::Reloader;
+
+pub use reload::Source;
 
 /// A running gate.
 pub struct App {
@@ -45,6 +53,7 @@ pub struct App {
     life: Arc<Life>,
     common: Arc<Common>,
     ledger: Arc<dyn Ledger>,
+    reload: Arc<Notify>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -82,6 +91,19 @@ impl App {
     /// # Errors
     /// See [`StartError`].
     pub fn start(settings: Settings, clock: Clock, log: &LogHandle) -> Result<Self, StartError> {
+        Self::start_from(None, settings, clock, log)
+    }
+
+    /// The same of settings that came from `source`: when it changes, the gate does.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start_from(
+        source: Option<Source>,
+        settings: Settings,
+        clock: Clock,
+        log: &LogHandle,
+    ) -> Result<Self, StartError> {
         let settings = Arc::new(settings);
         let workers = settings.server.workers.max(1);
         let owner = Owner(random()?);
@@ -122,15 +144,25 @@ impl App {
         let commits = Arc::clone(&metrics);
         ledger.observe_commits(Box::new(move |took| commits.ledger_commit(took)));
 
-        let mut threads = Vec::with_capacity(workers + 2);
-        for (number, listener) in listeners.into_iter().enumerate() {
-            let worker = Worker {
-                gate: (
+        reload::show_certificates(&metrics, &settings);
+        // One for each worker, and the control thread's.
+        let gates: Vec<Current> = (0..=workers)
+            .map(|number| {
+                Ok(Current::new(Gate::new(
                     Arc::clone(&common),
                     metrics.worker(number),
                     log.access(number),
                     random()?,
-                ),
+                )))
+            })
+            .collect::<Result<_, StartError>>()?;
+
+        let mut threads = Vec::with_capacity(workers + 3);
+        for (gate, listener) in gates.iter().zip(listeners) {
+            let number = threads.len();
+            let worker = Worker {
+                gate: gate.clone(),
+                common: Arc::clone(&common),
                 listener,
                 limits: server::Limits::from(&settings.server),
                 connections: Arc::clone(&connections),
@@ -141,13 +173,34 @@ impl App {
         if let (Some(outbound), Some(handle)) = (outbound, outbound_handle.clone()) {
             threads.push(spawn("outbound".to_owned(), outbound.run(handle))?);
         }
+        let access = admin::Access::new(&tokens, settings.admin.hosts.clone());
+        let configuration = Arc::new(reload::Status::new(settings.certificates.clone()));
+        let asked = Arc::new(Notify::new());
+        if let Some(source) = source {
+            let running = reload::Running {
+                common: Arc::clone(&common),
+                gates: gates.clone(),
+                ledger: Arc::clone(&ledger),
+                metrics: Arc::clone(&metrics),
+                level: log.level(),
+                access: access.clone(),
+                caller_token: outbound_handle
+                    .as_ref()
+                    .map_or_else(|| CallerToken::new(None), |handle| handle.token.clone()),
+            };
+            let reloader = Reloader::new(
+                source,
+                running,
+                Arc::clone(&configuration),
+                Arc::clone(&asked),
+                clock.clone(),
+            );
+            threads.push(spawn("reload".to_owned(), reloader.run(life.draining()))?);
+        }
         let control = Control {
-            gate: Gate::new(
-                Arc::clone(&common),
-                metrics.worker(workers),
-                log.access(workers),
-                random()?,
-            ),
+            gate: gates[workers].clone(),
+            configuration,
+            clock,
             life: Arc::clone(&life),
             common: Arc::clone(&common),
             ledger: Arc::clone(&ledger),
@@ -157,8 +210,7 @@ impl App {
             quarantine: Arc::new(QuarantineSeen::default()),
         };
         let admin_settings = AdminSettings {
-            tokens,
-            hosts: settings.admin.hosts.clone(),
+            access,
             limits: admin::Limits::default(),
         };
         let running = control.run(admin_listener, admin_settings, Arc::clone(&settings));
@@ -171,6 +223,7 @@ impl App {
             life,
             common,
             ledger,
+            reload: asked,
             threads,
         })
     }
@@ -207,6 +260,11 @@ impl App {
         self.common.running_calls()
     }
 
+    /// A handle that has the configuration read again, whether or not a file changed.
+    pub fn reloader(&self) -> Reload {
+        Reload(Arc::clone(&self.reload))
+    }
+
     /// A handle that can end this gate from elsewhere.
     pub fn stopper(&self) -> Stopper {
         Stopper {
@@ -230,6 +288,17 @@ impl App {
 /// The system gave no thread or descriptor for it.
 pub fn start_log(settings: &Settings) -> io::Result<LogHandle> {
     telemetry::init(&settings.log, settings.server.workers)
+}
+
+/// Has a gate read its configuration again.
+#[derive(Clone)]
+pub struct Reload(Arc<Notify>);
+
+impl Reload {
+    /// Asks for it; what becomes of it is told in the log, in `/readyz` and by the metrics.
+    pub fn ask(&self) {
+        self.0.notify_one();
+    }
 }
 
 /// Ends a gate.
@@ -257,12 +326,8 @@ impl Stopper {
 
 /// What one worker thread needs.
 struct Worker {
-    gate: (
-        Arc<Common>,
-        crate::metrics::Worker,
-        crate::telemetry::AccessLog,
-        u64,
-    ),
+    gate: Current,
+    common: Arc<Common>,
     listener: server::Listener,
     limits: server::Limits,
     connections: Arc<server::Shared>,
@@ -271,9 +336,7 @@ struct Worker {
 
 impl Worker {
     async fn run(self) {
-        let (common, metrics, log, random) = self.gate;
-        let gate = Gate::new(Arc::clone(&common), metrics, log, random);
-        let service = gate.service::<hyper::body::Incoming>();
+        let service = self.gate.service::<hyper::body::Incoming>();
         let closing = self.life.closing();
         let abort = self.life.abort();
         let served = server::serve(
@@ -289,7 +352,7 @@ impl Worker {
             tracing::error!(%error, "a worker can't serve");
         }
         // Detached calls live on this thread's runtime: it stays until the last of them is recorded.
-        common.settled().await;
+        self.common.settled().await;
     }
 }
 

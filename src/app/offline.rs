@@ -68,11 +68,13 @@ impl OfflineLedger {
         let listener = UnixListener::bind(directory.socket()).map_err(StartError::System)?;
         listener.set_nonblocking(true).map_err(StartError::System)?;
         let settings = AdminSettings {
-            tokens: vec![AdminToken {
-                name: HOLDER.to_owned(),
-                token: Secret::new(token.clone().into_bytes()),
-            }],
-            hosts: Vec::new(),
+            access: admin::Access::new(
+                &[AdminToken {
+                    name: HOLDER.to_owned(),
+                    token: Secret::new(token.clone().into_bytes()),
+                }],
+                Vec::new(),
+            ),
             limits: admin::Limits::default(),
         };
         let shutdown = CancellationToken::new();

@@ -11,7 +11,7 @@ use crate::gate::Common;
 use crate::outbound::outbox::{
     Courier, MemoryOutbox, Outbox, PostgresOutbox, SqliteOutbox, StoreFault,
 };
-use crate::outbound::{Accounts, Listener, Tiki};
+use crate::outbound::{Accounts, CallerToken, Listener, Tiki};
 use crate::server;
 
 use super::StartError;
@@ -33,6 +33,7 @@ pub(super) struct Outbound {
     connections: Arc<server::Shared>,
     outbox: Option<Arc<dyn Outbox>>,
     life: Arc<Life>,
+    token: CallerToken,
 }
 
 /// What others need of it.
@@ -45,6 +46,8 @@ pub(super) struct Handle {
     pub(super) wake: Arc<Notify>,
     /// Deliveries that are at Tiki.
     pub(super) in_flight: Arc<AtomicUsize>,
+    /// What callers must show; can be changed.
+    pub(super) token: CallerToken,
 }
 
 impl Outbound {
@@ -80,6 +83,7 @@ impl Outbound {
             connections: Arc::new(server::Shared::new(most)),
             outbox,
             life: Arc::clone(life),
+            token: CallerToken::new(outbound.token.as_ref()),
         }))
     }
 
@@ -90,6 +94,7 @@ impl Outbound {
             outbox: self.outbox.clone(),
             wake: Arc::default(),
             in_flight: Arc::default(),
+            token: self.token.clone(),
         }
     }
 
@@ -104,6 +109,7 @@ impl Outbound {
         let metrics = self.common.outbound_metrics();
         let listener = Listener::new(
             Arc::clone(&self.settings),
+            self.token,
             self.body_timeout,
             Arc::clone(&tiki),
             self.outbox.clone(),

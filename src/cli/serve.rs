@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::app::{self, App, Stopper};
+use crate::app::{self, App, Reload, Source, Stopper};
 use crate::clock::Clock;
 use crate::config::{self, Problem};
 
@@ -17,6 +17,10 @@ use super::exit;
 /// SIGTERM or SIGINT starts the drain: the gate turns unready, closes its listener, finishes what
 /// runs (at most `server.drain_within`), and exits. A second signal cuts the drain short: what may
 /// have been sent is then recorded as unknown.
+///
+/// The configuration and every file that it names (secrets, certificates) are watched: a change is
+/// taken without a dropped call, or refused as a whole, with every problem in the log and in /readyz.
+/// SIGHUP has them read again at once.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     tikigate serve --config /etc/tikigate/tikigate.toml\n  \
@@ -32,7 +36,8 @@ pub struct Args {
 pub fn run(args: Args) -> ExitCode {
     let path = config::default_path(args.config);
     let environment: Vec<_> = std::env::vars_os().collect();
-    let loaded = match config::load(&path, &environment) {
+    let (source, result) = Source::read(path, environment);
+    let loaded = match result {
         Ok(loaded) => loaded,
         Err(problems) => {
             tell(&problems);
@@ -40,7 +45,7 @@ pub fn run(args: Args) -> ExitCode {
         }
     };
     tell(&loaded.warnings);
-    match serve(loaded.settings) {
+    match serve(source, loaded.settings) {
         Ok(()) => ExitCode::from(exit::OK),
         Err(error) => {
             // Where standard error is closed, the exit code has to do.
@@ -57,7 +62,7 @@ fn tell(problems: &[Problem]) {
     }
 }
 
-fn serve(settings: config::Settings) -> anyhow::Result<()> {
+fn serve(source: Source, settings: config::Settings) -> anyhow::Result<()> {
     let log = app::start_log(&settings)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -67,36 +72,42 @@ fn serve(settings: config::Settings) -> anyhow::Result<()> {
         Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
         }
     };
     let workers = settings.server.workers;
-    let app = App::start(settings, Clock::system(), &log)?;
+    let app = App::start_from(Some(source), settings, Clock::system(), &log)?;
     tracing::info!(
         server.address = %app.address(), admin.address = %app.admin_address(),
         tikigate.workers = workers, service.version = env!("CARGO_PKG_VERSION"),
         "listening"
     );
     let stopper = app.stopper();
-    runtime.block_on(signals.watch(&stopper));
+    runtime.block_on(signals.watch(&stopper, &app.reloader()));
     app.wait();
     log.flush();
     Ok(())
 }
 
-/// The signals that end a gate.
+/// The signals that a gate listens to.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
-    /// Drains on the first signal, hurries on the second, and returns when the gate has ended,
-    /// for which the admin API can be the reason as well.
-    async fn watch(&mut self, stopper: &Stopper) {
+    /// Reads the configuration again on SIGHUP. Drains on the first of the others, hurries on the
+    /// second, and returns when the gate has ended, for which the admin API can be the reason as well.
+    async fn watch(&mut self, stopper: &Stopper, reload: &Reload) {
         let mut drain_asked = false;
         loop {
             tokio::select! {
                 () = stopper.ended() => return,
+                _ = self.hangup.recv() => {
+                    reload.ask();
+                    continue;
+                }
                 _ = self.terminate.recv() => {}
                 _ = self.interrupt.recv() => {}
             }

@@ -10,6 +10,7 @@ use super::problem::{Problem, Problems, Severity};
 use super::schema::Configuration;
 use super::settings::Settings;
 use super::tree::{self, Place};
+use super::watch::WatchedFile;
 
 /// A configuration that can be used.
 #[derive(Clone, Debug)]
@@ -41,12 +42,12 @@ pub struct Reading {
     pub result: Result<Loaded, Vec<Problem>>,
     /// The configuration, then every file that it names and whose content matters: secrets and
     /// certificates. Those that could not be read are among them.
-    pub files: Vec<PathBuf>,
+    pub files: Vec<WatchedFile>,
 }
 
 /// [`load`], for whoever wants to read it again when one of its files changes.
 pub fn load_watched(path: &Path, environment: &[(OsString, OsString)]) -> Reading {
-    let mut files = vec![path.to_path_buf()];
+    let mut files = vec![WatchedFile::look(path)];
     let result = load_file(path, environment, &mut files);
     Reading { result, files }
 }
@@ -54,7 +55,7 @@ pub fn load_watched(path: &Path, environment: &[(OsString, OsString)]) -> Readin
 fn load_file(
     path: &Path,
     environment: &[(OsString, OsString)],
-    files: &mut Vec<PathBuf>,
+    files: &mut Vec<WatchedFile>,
 ) -> Result<Loaded, Vec<Problem>> {
     let file = path.display().to_string();
     let text = match std::fs::read(path).map(String::from_utf8) {
@@ -101,7 +102,7 @@ fn load_noting(
     base: &Path,
     environment: &[(OsString, OsString)],
     now: SystemTime,
-    files: &mut Vec<PathBuf>,
+    files: &mut Vec<WatchedFile>,
 ) -> Result<Loaded, Vec<Problem>> {
     let mut problems = Problems::new(file, text);
     let settings = read(text, base, environment, now, files, &mut problems);
@@ -113,7 +114,7 @@ fn read(
     base: &Path,
     environment: &[(OsString, OsString)],
     now: SystemTime,
-    files: &mut Vec<PathBuf>,
+    files: &mut Vec<WatchedFile>,
     problems: &mut Problems,
 ) -> Option<Settings> {
     let mut root = tree::parse(text, problems)?;

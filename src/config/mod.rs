@@ -22,6 +22,7 @@ mod tls;
 mod tree;
 mod units;
 mod value;
+mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -32,3 +33,4 @@ pub use load::{Loaded, Reading, default_path, load, load_text, load_watched};
 pub use problem::{Problem, Severity};
 pub use secret::Secret;
 pub use settings::*;
+pub use watch::WatchedFile;

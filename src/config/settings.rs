@@ -116,7 +116,7 @@ pub struct AdminToken {
 }
 
 /// `[upstreams.NAME]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
     /// Its name in the configuration.
     pub name: String,

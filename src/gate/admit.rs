@@ -1,57 +1,55 @@
-//! The layer that bounds what an unauthenticated caller can use: calls at once, calls per address.
+//! The layer that bounds what an unauthenticated caller can use: whether its address may call, calls at
+//! once, an address's share of them, calls per address and second.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
-use crate::net::LimitKey;
+use crate::net::{AddressRules, ClientAddress, LimitKey};
+use crate::tiki::Family;
 
 use super::answer::Answer;
 use super::arrivals::Arrivals;
 use super::call::Call;
+use super::crowd::{Crowd, Place};
 use super::limits::AddressLimits;
-use super::refusal::{Overload, Refusal};
+use super::refusal::Refusal;
 
 /// What all workers' [`Admit`]s share.
 pub(super) struct Admission {
-    /// Calls being handled, over all workers.
-    pub(super) in_flight: AtomicUsize,
+    /// Calls being handled.
+    pub(super) crowd: Arc<Crowd>,
     /// At most so many.
     pub(super) max_in_flight: usize,
     /// Limits per address.
-    pub(super) addresses: AddressLimits,
+    pub(super) addresses: Arc<AddressLimits>,
+    /// Which addresses are let in.
+    pub(super) rules: AddressRules,
     /// Where refused calls are noted, for their re-sends.
     pub(super) arrivals: Arc<Arrivals>,
-    /// Set when the gate is about to stop and takes no new call.
-    pub(super) draining: AtomicBool,
+    /// The headers by which they are told.
+    pub(super) families: Vec<Family>,
 }
 
 impl Admission {
-    fn admit(self: &Arc<Self>, address: LimitKey) -> Result<Admitted, Refusal> {
-        if self.draining.load(Ordering::Relaxed) {
+    fn admit(&self, address: ClientAddress) -> Result<Place, Refusal> {
+        if self.crowd.is_draining() {
             return Err(Refusal::Draining);
         }
-        let admitted = Admitted(Arc::clone(self));
-        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
-        if before >= self.max_in_flight {
-            return Err(Refusal::Overloaded(Overload::InFlight));
+        if !self.rules.permit(address) {
+            return Err(Refusal::AddressNotAllowed);
         }
-        self.addresses.take(address)?;
-        Ok(admitted)
-    }
-}
-
-/// A call's place among those in flight; given back when it is dropped.
-struct Admitted(Arc<Admission>);
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        let key = LimitKey::from(address);
+        let place = self
+            .crowd
+            .enter(key, self.max_in_flight)
+            .map_err(Refusal::Overloaded)?;
+        self.addresses.take(key)?;
+        Ok(place)
     }
 }
 
@@ -93,15 +91,15 @@ where
     }
 
     fn call(&mut self, call: Call<B>) -> Self::Future {
-        match self.admission.admit(LimitKey::from(call.facts.address)) {
-            Ok(admitted) => Admitting::In {
-                _admitted: admitted,
+        match self.admission.admit(call.facts.address) {
+            Ok(place) => Admitting::In {
+                _place: place,
                 inner: self.inner.call(call),
             },
             Err(refusal) => {
                 self.admission
                     .arrivals
-                    .note_head(call.arrived.request.headers());
+                    .note_head(call.arrived.request.headers(), &self.admission.families);
                 Admitting::Out {
                     refusal: Some(refusal),
                 }
@@ -115,7 +113,7 @@ pin_project! {
     #[project = AdmittingProjection]
     pub(super) enum Admitting<F> {
         /// Let in; the place is given back with the future.
-        In { _admitted: Admitted, #[pin] inner: F },
+        In { _place: Place, #[pin] inner: F },
         /// Refused.
         Out { refusal: Option<Refusal> },
     }

@@ -30,7 +30,6 @@ pub struct Arrivals {
     signatures: Arc<Signatures>,
     noted: AtomicUsize,
     shards: Vec<Mutex<Shard>>,
-    families: Vec<Family>,
     clock: Clock,
 }
 
@@ -41,20 +40,19 @@ struct Shard {
 }
 
 impl Arrivals {
-    /// Of calls with these families of headers, beside the memory of those that were let in.
-    pub fn new(signatures: Arc<Signatures>, families: Vec<Family>, clock: Clock) -> Self {
+    /// Beside the memory of those that were let in.
+    pub fn new(signatures: Arc<Signatures>, clock: Clock) -> Self {
         Self {
             signatures,
             noted: AtomicUsize::new(0),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            families,
             clock,
         }
     }
 
-    /// Notes a call that is refused unseen.
-    pub(super) fn note_head(&self, headers: &HeaderMap) {
-        if let Ok(signature) = read_headers(headers, &self.families) {
+    /// Notes a call that is refused unseen, if it has the headers of one of these families.
+    pub(super) fn note_head(&self, headers: &HeaderMap, families: &[Family]) {
+        if let Ok(signature) = read_headers(headers, families) {
             self.note(&signature.mac);
         }
     }
@@ -137,7 +135,7 @@ mod tests {
     fn the_first_sight_decides_and_only_for_as_long_as_tiki_sends_again() {
         let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_667_980_513);
         let (clock, hands) = Clock::manual(start);
-        let arrivals = Arrivals::new(Arc::new(Signatures::new(1000)), Family::ALL.to_vec(), clock);
+        let arrivals = Arrivals::new(Arc::new(Signatures::new(1000)), clock);
         let signed_at = Timestamp::from_system_time(start).unwrap();
         assert!(!arrivals.came_in_time(&mac(1), signed_at, &WINDOW));
         arrivals.note(&mac(1));
@@ -160,7 +158,7 @@ mod tests {
         let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_667_980_513);
         let (clock, _) = Clock::manual(start);
         let signatures = Arc::new(Signatures::new(1000));
-        let arrivals = Arrivals::new(Arc::clone(&signatures), Family::ALL.to_vec(), clock);
+        let arrivals = Arrivals::new(Arc::clone(&signatures), clock);
         let signed_at = Timestamp::from_system_time(start).unwrap();
         let key = SignatureKey::from(&mac(1));
         arrivals.note(&mac(1));
@@ -176,7 +174,7 @@ mod tests {
     #[test]
     fn a_flood_is_bounded() {
         let (clock, _) = Clock::manual(SystemTime::UNIX_EPOCH);
-        let arrivals = Arrivals::new(Arc::new(Signatures::new(1000)), Family::ALL.to_vec(), clock);
+        let arrivals = Arrivals::new(Arc::new(Signatures::new(1000)), clock);
         for number in 0..2 * NOTED {
             arrivals.note(&mac(number));
         }

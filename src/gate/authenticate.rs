@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
@@ -16,7 +17,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
-use crate::config::{Client, ClientSecret, Settings};
+use crate::config::{Client, ClientSecret, Rate, Settings};
 use crate::metrics;
 use crate::tiki::{Family, Mac, SignatureHeaders, Timestamp, Verifier, age_seconds, read_headers};
 
@@ -69,12 +70,32 @@ pub struct ClientPlan {
     pub id_value: HeaderValue,
     /// Its partner code as a header's value.
     pub partner_code: Option<HeaderValue>,
+    /// What it has used of its limits.
+    pub(super) usage: Arc<Usage>,
+    /// The metrics' slot of its first secret; the others follow.
+    first_slot: usize,
+}
+
+/// What a client has used of its limits. It outlives a reload that leaves its rate as it is.
+pub(super) struct Usage {
+    rate: Rate,
     /// Its rate limit.
     pub(super) limit: ClientLimit,
     /// The same once more, for calls outside their time window.
     pub(super) dated_limit: ClientLimit,
-    /// The metrics' slot of its first secret; the others follow.
-    first_slot: usize,
+    /// Its calls in flight.
+    pub(super) in_flight: AtomicUsize,
+}
+
+impl Usage {
+    fn new(rate: Rate, clock: &Clock) -> Self {
+        Self {
+            rate,
+            limit: ClientLimit::new(rate, clock.clone()),
+            dated_limit: ClientLimit::new(rate, clock.clone()),
+            in_flight: AtomicUsize::new(0),
+        }
+    }
 }
 
 impl std::fmt::Debug for ClientPlan {
@@ -100,6 +121,18 @@ impl Clients {
     /// # Errors
     /// The name of a client whose id can't be a header's value, which `check` refuses before.
     pub fn new(settings: &Settings, clock: &Clock) -> Result<Self, String> {
+        Self::after(None, settings, clock)
+    }
+
+    /// The settings' clients in the place of others: what they have used of limits that stay counts.
+    ///
+    /// # Errors
+    /// As [`Clients::new`].
+    pub(super) fn after(
+        before: Option<&Self>,
+        settings: &Settings,
+        clock: &Clock,
+    ) -> Result<Self, String> {
         let mut by_id = HashMap::default();
         let mut first_slot = 0;
         for (index, client) in settings.clients.iter().enumerate() {
@@ -107,13 +140,17 @@ impl Clients {
                 HeaderValue::from_str(text)
                     .map_err(|_| format!("client {}: not a header's value", client.name))
             };
+            let known = before.and_then(|before| before.get(&client.id));
+            let usage = match known.filter(|known| known.usage.rate == client.rate) {
+                Some(known) => Arc::clone(&known.usage),
+                None => Arc::new(Usage::new(client.rate, clock)),
+            };
             let plan = ClientPlan {
                 index,
                 id: Arc::from(client.id.as_str()),
                 id_value: value(&client.id)?,
                 partner_code: client.partner_code.as_deref().map(value).transpose()?,
-                limit: ClientLimit::new(client.rate, clock.clone()),
-                dated_limit: ClientLimit::new(client.rate, clock.clone()),
+                usage,
                 first_slot,
                 client: Arc::clone(client),
             };
@@ -126,6 +163,11 @@ impl Clients {
             body_timeout: settings.server.body_timeout,
             clock: clock.clone(),
         })
+    }
+
+    /// Whether there is more than one, so that they can be in each other's way.
+    pub(super) fn are_many(&self) -> bool {
+        self.by_id.len() > 1
     }
 
     /// The client with this id.
@@ -152,7 +194,8 @@ impl Clients {
 /// that a caller who waits for `100 Continue` is refused without sending it.
 ///
 /// # Errors
-/// [`Refusal::Unauthenticated`] for every fault of the signature; [`Refusal::UnsupportedEncoding`],
+/// [`Refusal::AddressNotAllowed`] by the route's own lists; [`Refusal::Unauthenticated`] for every fault
+/// of the signature; [`Refusal::UnsupportedEncoding`],
 /// [`Refusal::BodyTooLarge`], [`Refusal::BodyTimeout`], [`Refusal::MalformedRequest`].
 pub async fn authenticate<B>(
     clients: &Clients,
@@ -165,6 +208,10 @@ where
 {
     let Routed { call, plan, .. } = routed;
     let (head, body) = call.arrived.request.into_parts();
+    if !plan.route.addresses.permit(call.facts.address) {
+        arrivals.note_head(&head.headers, &clients.families);
+        return Err(Refusal::AddressNotAllowed);
+    }
     check_encoding(&head.headers)?;
     let signature = read_headers(&head.headers, &clients.families)
         .map_err(|fault| Refusal::Unauthenticated(fault.into()))?;

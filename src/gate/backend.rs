@@ -105,16 +105,18 @@ impl Backend {
         })
     }
 
-    /// The same backend under other settings: each address that is still among them keeps its state,
-    /// and calls that run count against the new `max_in_flight`. For one with another name it is
-    /// [`Backend::new`].
-    ///
-    /// The new limit holds for the old one's calls too, from now on.
-    pub fn carried_over(old: &Arc<Self>, settings: &Arc<config::Upstream>) -> Arc<Self> {
-        if old.settings.name != settings.name {
-            return Self::new(Arc::clone(settings), old.clock.clone());
-        }
-        old.cap.resize(settings.max_in_flight);
+    /// A backend in the place of what was known before: each address that is still among its settings
+    /// keeps its state, and calls that run are counted on. [`Backend::resize_cap`] is to be called once
+    /// it has taken its place.
+    pub(super) fn after(
+        before: &[Arc<Self>],
+        settings: &Arc<config::Upstream>,
+        clock: &Clock,
+    ) -> Arc<Self> {
+        let old = before.iter().find(|old| old.settings.name == settings.name);
+        let Some(old) = old else {
+            return Self::new(Arc::clone(settings), clock.clone());
+        };
         let addresses = settings.endpoints.iter().map(|endpoint| {
             let known = old.addresses.iter().find(|a| a.endpoint == *endpoint);
             Arc::new(match known {
@@ -132,9 +134,9 @@ impl Backend {
         })
     }
 
-    /// Whether its addresses are to be checked.
-    pub fn is_checked(&self) -> bool {
-        self.settings.health.is_some()
+    /// Has its `max_in_flight` hold, for calls that run already too.
+    pub(super) fn resize_cap(&self) {
+        self.cap.resize(self.settings.max_in_flight);
     }
 
     /// How many calls run at once.

@@ -59,7 +59,7 @@ pub fn bind(
         ..
     } = valid;
     let key = SignatureKey::from(&message.mac);
-    let route = message.plan.index;
+    let route = message.plan.number;
     // Without a key nothing else tells the second copy of a call from the first.
     let once = identity.is_none() && !message.plan.is_safe();
     let tie = |lifetime| {

@@ -24,7 +24,7 @@ use super::throttle::Claimable;
 /// # Errors
 /// Any refusal from [`Refusal::Conflict`] on down the table of answers.
 pub async fn idempotency(gate: &Arc<Gate>, claimable: Claimable) -> Result<Answer, Refusal> {
-    let parcel = Parcel::from(claimable);
+    let (parcel, _share) = Parcel::of(claimable);
     if parcel.identity().is_none() && parcel.plan.is_safe() {
         return attempt::fetch(gate, parcel).await;
     }

@@ -89,6 +89,7 @@ impl ClientLimit {
 
 /// The limits of all addresses: a bounded number of buckets, and one that all others share.
 pub(super) struct AddressLimits {
+    rate: Rate,
     limiter: RateLimiter<LimitKey, SharedBuckets, GateClock, Middleware>,
     buckets: Arc<Buckets>,
 }
@@ -99,10 +100,19 @@ impl AddressLimits {
         Self::bounded(rate, clock, ADDRESSES)
     }
 
+    /// Limits with `rate` each in the place of others: of a rate that stays, what was used counts.
+    pub(super) fn after(before: &Arc<Self>, rate: Rate, clock: &Clock) -> Arc<Self> {
+        if before.rate == rate {
+            return Arc::clone(before);
+        }
+        Arc::new(Self::new(rate, clock.clone()))
+    }
+
     fn bounded(rate: Rate, clock: Clock, addresses: usize) -> Self {
         let clock = GateClock(clock);
         let buckets = Arc::new(Buckets::new(addresses, clock.now().0, clock.clone()));
         Self {
+            rate,
             limiter: RateLimiter::new(quota(rate), SharedBuckets(Arc::clone(&buckets)), clock),
             buckets,
         }

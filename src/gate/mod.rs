@@ -3,14 +3,14 @@
 //! ```text
 //! connection   connection cap; header deadline; HTTP/1.1                                    (crate::server)
 //! ── tower layers: observe (facts, log line, metrics) · respond (every Refusal → the platform's envelope)
-//!                  · admit (in-flight cap, per-address limit)
+//!                  · admit (addresses let in, in-flight cap and an address's share of it, per-address limit)
 //! ── Gate::call: typed steps, each in the file of its name
 //!  1 route         exact path and method; anything else is never forwarded                  → Routed
 //!  2 authenticate  one set of signature headers, known client, body under its limits, HMAC  → Authentic
 //!  3 freshen       inside its time window, or only good for what the ledger knows           → Freshened
 //!  4 validate      the route's payload: types, required fields, amounts exact               → Valid
 //!  5 bind          the signature counts on one route, once where nothing else tells         → Bound
-//!  6 throttle      the client's rate limit, which a forger can't spend                      → Claimable
+//!  6 throttle      the client's rate and share, which a forger can't spend                  → Claimable
 //!  7 idempotency   claim → run once, detached → record → answer; or replay; or join         → Answer
 //! ── towards the backend: in-flight cap, fair between clients · breaker · backend            (backend)
 //!    forward       clean headers, call the backend, classify its answer                     (attempt, outcome)
@@ -37,6 +37,8 @@ mod backend;
 pub mod bind;
 pub mod call;
 mod confirm;
+mod crowd;
+mod current;
 mod forward;
 pub mod freshen;
 pub mod idempotency;
@@ -60,8 +62,9 @@ pub mod validate;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -73,7 +76,7 @@ use tower::{Service, ServiceBuilder};
 
 use crate::client::Upstream;
 use crate::clock::Clock;
-use crate::config::Settings;
+use crate::config::{self, Settings};
 use crate::ledger::{Definition, Ledger, Owner};
 use crate::metrics::{self, OutboundMetrics};
 use crate::net::{Arrived, TrustedProxies};
@@ -87,20 +90,22 @@ use authenticate::{Clients, authenticate};
 use bind::bind;
 use call::{Call, RequestIds};
 use confirm::{Confirmer, Outbound};
+use crowd::Crowd;
 use freshen::freshen;
 use idempotency::idempotency;
 use limits::AddressLimits;
 use observe::ObserveLayer;
 use probe::Looks;
 use respond::RespondLayer;
-use route::{RouteTable, route};
+use route::{RouteNumbers, RouteTable, route};
 use running::RunningCalls;
 use signatures::Signatures;
-use throttle::throttle;
+use throttle::{Room, throttle};
 use validate::validate;
 
 pub use answer::Answer;
 pub use backend::{Backend, keep_checking};
+pub use current::Current;
 pub use refusal::Refusal;
 pub use rounds::{Rounds, keep_looking};
 pub use send_now::{NotSentNow, SentNow};
@@ -111,8 +116,8 @@ pub struct Gate {
     /// By upstream and address.
     upstreams: Vec<Vec<Upstream>>,
     /// To ask Tiki, on connections of its own; none where no route wants that.
-    confirmer: Option<Confirmer>,
-    request_ids: RequestIds,
+    confirmer: Option<Arc<Confirmer>>,
+    request_ids: Arc<RequestIds>,
     metrics: metrics::Worker,
     log: AccessLog,
 }
@@ -125,21 +130,45 @@ impl Gate {
         log: AccessLog,
         random: u64,
     ) -> Arc<Self> {
-        let upstreams = common.settings.upstreams.iter().map(|settings| {
-            let addresses = 0..settings.endpoints.len();
-            let upstreams = addresses.map(|index| Upstream::to(Arc::clone(settings), index));
-            upstreams.collect()
-        });
-        let upstreams = upstreams.collect();
-        let request_ids = RequestIds::new(random);
+        let upstreams = common.settings.upstreams.iter();
+        let upstreams = upstreams.map(addresses_of).collect();
         Arc::new(Self {
-            confirmer: common.confirmer(),
+            confirmer: common.confirmer().map(Arc::new),
             common,
             upstreams,
-            request_ids,
+            request_ids: Arc::new(RequestIds::new(random)),
             metrics,
             log,
         })
+    }
+
+    /// The same worker's gate by a renewed [`Common`]: connections to what stays go on being used.
+    pub fn renewed(&self, common: Arc<Common>, metrics: metrics::Worker) -> Arc<Self> {
+        let kept = |settings: &Arc<config::Upstream>| {
+            let mut known = self.upstreams.iter();
+            let same = |known: &&Vec<Upstream>| {
+                (known.first()).is_some_and(|first| first.settings() == &**settings)
+            };
+            known.find(same).cloned()
+        };
+        let upstreams = common.settings.upstreams.iter();
+        let upstreams = upstreams
+            .map(|settings| kept(settings).unwrap_or_else(|| addresses_of(settings)))
+            .collect();
+        let confirmer = self.confirmer.clone();
+        Arc::new(Self {
+            confirmer: confirmer.or_else(|| common.confirmer().map(Arc::new)),
+            common,
+            upstreams,
+            request_ids: Arc::clone(&self.request_ids),
+            metrics,
+            log: self.log.clone(),
+        })
+    }
+
+    /// What it shares with the other workers' gates.
+    pub fn common(&self) -> &Arc<Common> {
+        &self.common
     }
 
     /// The steps of a call, in their order.
@@ -160,7 +189,7 @@ impl Gate {
         let valid = validate(freshened)?;
         let monotonic = common.clock.monotonic();
         let bound = bind(&common.signatures, &common.arrivals, monotonic, now, valid)?;
-        let claimable = throttle(bound)?;
+        let claimable = throttle(&common.room(), bound)?;
         idempotency(&self, claimable).await
     }
 
@@ -218,22 +247,25 @@ pub struct Common {
     settings: Arc<Settings>,
     clock: Clock,
     routes: RouteTable,
+    numbers: Arc<RouteNumbers>,
     clients: Clients,
     trusted_proxies: TrustedProxies,
     admission: Arc<Admission>,
     signatures: Arc<Signatures>,
     arrivals: Arc<Arrivals>,
     running: Arc<RunningCalls>,
+    /// How long a signature that is made now could be accepted somewhere; for those of ours.
+    own_lifetime: Arc<AtomicDuration>,
     ledger: Arc<dyn Ledger>,
     owner: Owner,
     /// By upstream: what is known of it, and how much runs there.
     backends: Vec<Arc<Backend>>,
     looks: Looks,
     /// The way to Tiki; none where the outbound direction is off.
-    outbound: Option<Outbound>,
+    outbound: Option<Arc<Outbound>>,
     outbound_metrics: Arc<OutboundMetrics>,
     /// Whether the ledger's last word to a claim was an error.
-    ledger_failing: AtomicBool,
+    ledger_failing: Arc<AtomicBool>,
     tasks: TaskTracker,
     abort: CancellationToken,
 }
@@ -250,55 +282,52 @@ impl Common {
         owner: Owner,
     ) -> Result<Arc<Self>, String> {
         let server = &settings.server;
-        let families = settings.signature.families.clone();
         let signatures = Arc::new(Signatures::new(settings.signature.max_remembered));
-        let arrivals = Arc::new(Arrivals::new(
-            Arc::clone(&signatures),
-            families,
-            clock.clone(),
-        ));
+        let arrivals = Arc::new(Arrivals::new(Arc::clone(&signatures), clock.clone()));
         let admission = Admission {
-            arrivals: Arc::clone(&arrivals),
-            in_flight: AtomicUsize::new(0),
+            crowd: Arc::new(Crowd::new()),
             max_in_flight: server.max_in_flight,
-            addresses: AddressLimits::new(server.per_address, clock.clone()),
-            draining: AtomicBool::new(false),
+            addresses: Arc::new(AddressLimits::new(server.per_address, clock.clone())),
+            rules: server.addresses.clone(),
+            arrivals: Arc::clone(&arrivals),
+            families: settings.signature.families.clone(),
         };
         let outbound_metrics = Arc::new(OutboundMetrics::new(
             &outbox::Report::WORDS,
             &outbox::Outcome::WORDS,
         ));
+        let own_lifetime = Arc::new(AtomicDuration::new(route::longest_lifetime(
+            &settings.routes,
+        )));
         let outbound = match &settings.outbound {
             None => None,
-            Some(outbound) => Some(Outbound {
+            Some(outbound) => Some(Arc::new(Outbound {
                 accounts: Accounts::new(
                     &settings,
                     outbound,
-                    &own_signatures(&settings, &signatures, &clock),
+                    &own_signatures(&own_lifetime, &signatures, &clock),
                 )?,
                 confirms: Confirms::new(&outbound.confirm, Arc::clone(&outbound_metrics)),
-            }),
+            })),
         };
         let backends = settings.upstreams.iter();
         let backends = backends.map(|upstream| Backend::new(Arc::clone(upstream), clock.clone()));
+        let numbers = Arc::new(RouteNumbers::default());
         Ok(Arc::new(Self {
-            routes: RouteTable::new(&settings)?,
+            routes: RouteTable::new(&settings, &numbers)?,
+            numbers,
             clients: Clients::new(&settings, &clock)?,
             trusted_proxies: server.trusted_proxies.clone(),
             admission: Arc::new(admission),
             signatures,
             arrivals,
             running: Arc::default(),
+            own_lifetime,
             outbound,
             outbound_metrics,
             backends: backends.collect(),
-            looks: Looks::new(
-                settings
-                    .upstreams
-                    .iter()
-                    .map(|upstream| upstream.max_in_flight),
-            ),
-            ledger_failing: AtomicBool::default(),
+            looks: Looks::new(&settings.upstreams),
+            ledger_failing: Arc::default(),
             tasks: TaskTracker::new(),
             abort: CancellationToken::new(),
             settings,
@@ -306,6 +335,84 @@ impl Common {
             ledger,
             owner,
         }))
+    }
+
+    /// Of other settings, in the place of this one: what is in flight, what was remembered, and what
+    /// was used of limits that stay, is shared with it.
+    ///
+    /// What the settings say of the outbound direction, of the ledger and of `max_remembered` is taken
+    /// to be the same as before; the secrets of accounts are renewed by [`Common::renew_accounts`].
+    ///
+    /// # Errors
+    /// What in the settings can't be used, which `check` refuses before.
+    pub fn renewed(&self, settings: Arc<Settings>) -> Result<Arc<Self>, String> {
+        let server = &settings.server;
+        let addresses =
+            AddressLimits::after(&self.admission.addresses, server.per_address, &self.clock);
+        let admission = Admission {
+            crowd: Arc::clone(&self.admission.crowd),
+            max_in_flight: server.max_in_flight,
+            addresses,
+            rules: server.addresses.clone(),
+            arrivals: Arc::clone(&self.arrivals),
+            families: settings.signature.families.clone(),
+        };
+        let backends = settings.upstreams.iter();
+        let backends =
+            backends.map(|upstream| Backend::after(&self.backends, upstream, &self.clock));
+        Ok(Arc::new(Self {
+            routes: RouteTable::new(&settings, &self.numbers)?,
+            numbers: Arc::clone(&self.numbers),
+            clients: Clients::after(Some(&self.clients), &settings, &self.clock)?,
+            trusted_proxies: server.trusted_proxies.clone(),
+            admission: Arc::new(admission),
+            signatures: Arc::clone(&self.signatures),
+            arrivals: Arc::clone(&self.arrivals),
+            running: Arc::clone(&self.running),
+            own_lifetime: Arc::clone(&self.own_lifetime),
+            outbound: self.outbound.clone(),
+            outbound_metrics: Arc::clone(&self.outbound_metrics),
+            backends: backends.collect(),
+            looks: self.looks.after(&settings.upstreams),
+            ledger_failing: Arc::clone(&self.ledger_failing),
+            tasks: self.tasks.clone(),
+            abort: self.abort.clone(),
+            settings,
+            clock: self.clock.clone(),
+            ledger: Arc::clone(&self.ledger),
+            owner: self.owner,
+        }))
+    }
+
+    /// Takes the secrets of these settings for what is signed from now on, and their routes for how
+    /// long those signatures count for nothing at this gate's own door.
+    pub fn renew_accounts(&self) {
+        let longest = route::longest_lifetime(&self.settings.routes);
+        // What was made before stays remembered for the time it was made with; a longer one starts first.
+        self.own_lifetime.set(longest.max(self.own_lifetime.get()));
+        if let Some(outbound) = &self.outbound {
+            outbound.accounts.renew(&self.settings);
+        }
+    }
+
+    /// Has the settings' `max_in_flight` hold, for the calls that run already too.
+    pub fn resize_caps(&self) {
+        for backend in &self.backends {
+            backend.resize_cap();
+        }
+    }
+
+    /// The settings that it was made of.
+    pub fn settings(&self) -> &Arc<Settings> {
+        &self.settings
+    }
+
+    fn room(&self) -> Room<'_> {
+        Room {
+            crowd: &self.admission.crowd,
+            max_in_flight: self.admission.max_in_flight,
+            shared: self.clients.are_many(),
+        }
     }
 
     /// The labels that the metrics are made with.
@@ -342,7 +449,7 @@ impl Common {
 
     /// From now on new calls are refused with `draining`.
     pub fn refuse_new_calls(&self) {
-        self.admission.draining.store(true, Ordering::Relaxed);
+        self.admission.crowd.drain();
     }
 
     /// Resolves when no detached call is running. No call may be started meanwhile.
@@ -354,11 +461,6 @@ impl Common {
     /// Ends detached calls: what may have been sent is recorded as unknown.
     pub fn abandon_running_calls(&self) {
         self.abort.cancel();
-    }
-
-    /// Whether there is anything for [`keep_looking`] to do.
-    pub fn looks_around(&self) -> bool {
-        self.routes.any_probe()
     }
 
     /// What is in trouble by the last calls' experience, one short sentence each.
@@ -425,9 +527,39 @@ impl Common {
     }
 }
 
+/// A worker's ways to the addresses of a backend.
+fn addresses_of(settings: &Arc<config::Upstream>) -> Vec<Upstream> {
+    let addresses = 0..settings.endpoints.len();
+    addresses
+        .map(|index| Upstream::to(Arc::clone(settings), index))
+        .collect()
+}
+
 /// Has each signature of ours remembered as no route's, for as long as any route would take it.
-fn own_signatures(settings: &Settings, signatures: &Arc<Signatures>, clock: &Clock) -> Remember {
-    let lifetime = route::longest_lifetime(&settings.routes);
+fn own_signatures(
+    lifetime: &Arc<AtomicDuration>,
+    signatures: &Arc<Signatures>,
+    clock: &Clock,
+) -> Remember {
+    let lifetime = Arc::clone(lifetime);
     let (signatures, clock) = (Arc::clone(signatures), clock.clone());
-    Arc::new(move |mac| signatures.is_ours(mac.into(), clock.monotonic(), lifetime))
+    Arc::new(move |mac| signatures.is_ours(mac.into(), clock.monotonic(), lifetime.get()))
+}
+
+/// A duration of whole milliseconds that is shared.
+struct AtomicDuration(AtomicU64);
+
+impl AtomicDuration {
+    fn new(duration: Duration) -> Self {
+        Self(AtomicU64::new(duration.as_millis() as u64))
+    }
+
+    fn get(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
+
+    fn set(&self, duration: Duration) {
+        let millis = duration.as_millis() as u64;
+        self.0.store(millis, Ordering::Relaxed);
+    }
 }

@@ -20,7 +20,7 @@ use super::call::{Facts, RequestId, TraceParent};
 use super::refusal::Dated;
 use super::route::RoutePlan;
 use super::signatures::SignatureKey;
-use super::throttle::Claimable;
+use super::throttle::{Claimable, Share};
 use super::validate::Identity;
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -71,15 +71,17 @@ enum AskedBy {
     Person,
 }
 
-impl From<Claimable> for Parcel {
-    fn from(claimable: Claimable) -> Self {
+impl Parcel {
+    /// Of a call that may ask the ledger; its caller keeps its client's place.
+    pub(super) fn of(claimable: Claimable) -> (Self, Share) {
         let Claimable {
             message,
             identity,
             standing,
+            share,
             ..
         } = claimable;
-        Self {
+        let parcel = Self {
             passed_on: passed_on(&message),
             told_by: match identity {
                 Some(identity) => ToldBy::Key(identity),
@@ -95,11 +97,10 @@ impl From<Claimable> for Parcel {
             client: message.client,
             body: message.body,
             asked_by: AskedBy::Caller(message.head.uri),
-        }
+        };
+        (parcel, share)
     }
-}
 
-impl Parcel {
     /// A call that the ledger kept, to be sent by a person's word.
     pub(super) fn kept(
         request: KeptRequest,

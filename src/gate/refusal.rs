@@ -59,6 +59,8 @@ pub enum Refusal {
     UpstreamFailed(UpstreamFault),
     /// The ledger can't take the call: nothing is forwarded on a guess.
     LedgerUnavailable(LedgerFault),
+    /// The caller's address is not let in.
+    AddressNotAllowed,
     /// The gate is about to stop.
     Draining,
     /// The caller was too slow with its body, or broke it off.
@@ -156,6 +158,10 @@ words! {
     Overload {
         /// `server.max_in_flight`
         InFlight => "in_flight",
+        /// One address's share of it.
+        AddressShare => "address_share",
+        /// One client's share of it.
+        ClientShare => "client_share",
         /// The upstream's `max_in_flight`, for as long as Tiki waits.
         Upstream => "upstream",
         /// `signature.max_remembered`
@@ -280,6 +286,7 @@ const TABLE: &[Row] = &[
     Row { code: "body_timeout", status: 503, message: "the body did not arrive in time, send again later", reasons: BodyFault::WORDS },
     Row { code: "unconfirmed", status: 422, message: "the transaction's status says otherwise", reasons: NONE },
     Row { code: "not_confirmed", status: 503, message: "the transaction's status does not confirm it yet, send again later", reasons: Doubt::WORDS },
+    Row { code: "address_not_allowed", status: 503, message: "calls from this address are not taken", reasons: NONE },
     Row { code: "upstream_unavailable", status: 503, message: "the service fails or is down, and nothing was sent: send again later", reasons: Unavailable::WORDS },
 ];
 
@@ -309,7 +316,8 @@ impl Refusal {
             Self::BodyTimeout(_) => 20,
             Self::Unconfirmed => 21,
             Self::NotConfirmed(_) => 22,
-            Self::UpstreamUnavailable(..) => 23,
+            Self::AddressNotAllowed => 23,
+            Self::UpstreamUnavailable(..) => 24,
         }
     }
 
@@ -343,6 +351,7 @@ impl Refusal {
             | Self::Conflict
             | Self::UpstreamTimeout
             | Self::Unconfirmed
+            | Self::AddressNotAllowed
             | Self::Draining => "",
         }
     }
@@ -444,6 +453,7 @@ mod tests {
             Refusal::BodyTimeout(BodyFault::TooSlow),
             Refusal::Unconfirmed,
             Refusal::NotConfirmed(Doubt::Crowded),
+            Refusal::AddressNotAllowed,
         ]
     }
 
@@ -463,6 +473,8 @@ mod tests {
             "draining",
             "body_timeout",
             "not_confirmed",
+            // An address is missing in a list of ours as easily as it is rightly kept out.
+            "address_not_allowed",
         ];
         for row in TABLE {
             assert_eq!(

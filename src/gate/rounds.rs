@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::ledger::{Filter, Hold, Record, RecordId, SIGHTING_PAUSE, State};
 
 use super::Gate;
+use super::current::Current;
 use super::probe::{Looked, Sight, Until, look};
 use super::route::RoutePlan;
 
@@ -47,11 +48,14 @@ const RECORDING: Duration = Duration::from_secs(5);
 const WAITING: usize = 65_536;
 
 /// Makes rounds for ever. To be ended by dropping it: a look that is cut short changes nothing.
-pub async fn keep_looking(gate: Arc<Gate>) {
+pub async fn keep_looking(current: Current) {
     let mut rounds = Rounds::default();
     loop {
         tokio::time::sleep(EVERY).await;
-        rounds.round(&gate).await;
+        let gate = current.get();
+        if gate.common.routes.any_probe() {
+            rounds.round(&gate).await;
+        }
     }
 }
 

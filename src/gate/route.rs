@@ -1,7 +1,7 @@
 //! Step 1: the request's head is one that may be passed on, and its path and method are a route's.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
@@ -32,8 +32,8 @@ struct Seal;
 pub struct RoutePlan {
     /// As configured.
     pub route: Arc<Route>,
-    /// Its place among the routes.
-    pub index: usize,
+    /// Its number among all routes that there were; see [`RouteNumbers`].
+    pub number: usize,
     /// Its label in the metrics.
     pub label: RouteLabel,
     /// The backend it forwards to.
@@ -61,6 +61,23 @@ impl RoutePlan {
     }
 }
 
+/// Numbers of routes that outlive a change of the configuration, for whoever remembers one. A route is
+/// told by what its callers call: the method and the path.
+#[derive(Debug, Default)]
+pub struct RouteNumbers(Mutex<Vec<(Method, String)>>);
+
+impl RouteNumbers {
+    fn of(&self, route: &Route) -> usize {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_it =
+            |(method, path): &(Method, String)| *method == route.method && *path == route.path;
+        known.iter().position(is_it).unwrap_or_else(|| {
+            known.push((route.method.clone(), route.path.clone()));
+            known.len() - 1
+        })
+    }
+}
+
 /// All routes, found by their exact path.
 #[derive(Debug)]
 pub struct RouteTable {
@@ -72,7 +89,7 @@ impl RouteTable {
     ///
     /// # Errors
     /// The name of a route whose backend path is no URI path, which `check` refuses before.
-    pub fn new(settings: &Settings) -> Result<Self, String> {
+    pub fn new(settings: &Settings, numbers: &RouteNumbers) -> Result<Self, String> {
         let mut by_path: HashMap<Box<str>, Vec<Arc<RoutePlan>>, RandomState> = HashMap::default();
         for (index, route) in settings.routes.iter().enumerate() {
             let target = PathAndQuery::try_from(route.upstream_path.as_str())
@@ -82,7 +99,7 @@ impl RouteTable {
                 .as_ref()
                 .map_or("", |rule| &rule.namespace);
             let plan = RoutePlan {
-                index,
+                number: numbers.of(route),
                 label: RouteLabel::new(index),
                 upstream: Arc::clone(&settings.upstreams[route.upstream]),
                 target,

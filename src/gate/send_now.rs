@@ -4,7 +4,6 @@
 //! key, so that Tiki's own re-send at the same moment makes no second one.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use http::StatusCode;
 
@@ -78,7 +77,7 @@ impl Gate {
         let common = &self.common;
         // Taken before the look at the drain, which waits for all tokens: none slips in behind it.
         let _running = common.tasks.token();
-        if common.admission.draining.load(Ordering::Relaxed) {
+        if common.admission.crowd.is_draining() {
             return Err(NotSentNow::Draining);
         }
         let record = common.ledger.get(id).await?.ok_or(NotSentNow::NotFound)?;

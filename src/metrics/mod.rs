@@ -8,28 +8,32 @@
 //! takes no lock, formats nothing and allocates nothing.
 //!
 //! Routes, refusals and secrets are known before the first request, so each has its own cell and a
-//! request names it by number. Nothing that a caller sends ever becomes a label.
+//! request names it by number; a reload gives each worker new numbers for cells that stay ([`series`]). Nothing that a caller sends ever becomes a label.
 
 mod backends;
 mod cells;
+mod configuration;
 mod exposition;
 mod outbound;
 mod process;
 mod render;
+mod series;
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 pub use backends::{AddressFigures, BreakerState};
 use cells::{Cells, Histogram};
+pub use configuration::ConfigurationMetrics;
 pub use outbound::{Confirmation, OutboundCall, OutboundMetrics, OutboxFigures};
+use series::Series;
 
 /// The `Content-Type` of [`Metrics::render`]'s text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What the gate counts by; fixed when the gate is built.
+/// What the gate counts by.
 #[derive(Clone, Debug, Default)]
 pub struct Labels {
     /// Names of the routes, in the order of [`RouteLabel::new`]'s index.
@@ -40,6 +44,15 @@ pub struct Labels {
     pub secrets: Vec<(String, String)>,
     /// Numbers that others keep.
     pub sources: Sources,
+}
+
+/// What is counted under names that the configuration gives.
+#[derive(Debug)]
+struct AllSeries {
+    /// By route, [`RouteLabel::UNMATCHED`]'s first.
+    routes: Series<String, RouteCells>,
+    /// By client and secret.
+    secrets: Series<(String, String), Cells>,
 }
 
 /// Numbers that are kept where they arise and read at each scrape.
@@ -54,15 +67,13 @@ pub struct Sources {
 /// All metrics of one gate.
 #[derive(Debug)]
 pub struct Metrics {
-    /// Label of each route, [`RouteLabel::UNMATCHED`]'s first.
-    routes: Vec<String>,
+    series: RwLock<AllSeries>,
     refusals: Vec<(&'static str, &'static str)>,
-    secrets: Vec<(String, String)>,
     sources: Sources,
     shards: Vec<Arc<Shard>>,
     signatures_remembered: AtomicUsize,
     limited_addresses: AtomicUsize,
-    last_reload_successful: AtomicBool,
+    configuration: ConfigurationMetrics,
     ledger_commits: Histogram,
     outbound: OnceLock<Arc<OutboundMetrics>>,
 }
@@ -73,12 +84,28 @@ impl Metrics {
     /// A label that was there before is told apart by a number (`name#2`), since one series that
     /// appears twice would make a whole scrape fail.
     pub fn new(labels: Labels, workers: usize) -> Arc<Self> {
-        let Labels {
-            routes,
-            refusals,
-            secrets,
-            sources,
-        } = labels;
+        let shards = (0..workers.max(1)).map(|_| Arc::new(Shard::new()));
+        let metrics = Arc::new(Self {
+            series: RwLock::new(AllSeries {
+                routes: Series::new(),
+                secrets: Series::new(),
+            }),
+            refusals: labels.refusals,
+            sources: labels.sources,
+            shards: shards.collect(),
+            signatures_remembered: AtomicUsize::new(0),
+            limited_addresses: AtomicUsize::new(0),
+            configuration: ConfigurationMetrics::new(),
+            ledger_commits: Histogram::new(&cells::COMMIT_DURATION),
+            outbound: OnceLock::new(),
+        });
+        metrics.renew(labels.routes, labels.secrets);
+        metrics
+    }
+
+    /// Counts by these routes and secrets from now on. Handles that were given out before go on
+    /// counting by the numbers that they know; new ones know the new numbers.
+    pub fn renew(&self, routes: Vec<String>, secrets: Vec<(String, String)>) {
         let routes = all_different(
             std::iter::once(UNMATCHED_NAME.to_owned()).chain(routes),
             |name, number| format!("{name}#{number}"),
@@ -86,28 +113,28 @@ impl Metrics {
         let secrets = all_different(secrets, |(client, secret), number| {
             (client.clone(), format!("{secret}#{number}"))
         });
-        let shards = (0..workers.max(1))
-            .map(|_| Arc::new(Shard::new(routes.len(), refusals.len(), secrets.len())))
-            .collect();
-        Arc::new(Self {
-            routes,
-            refusals,
-            secrets,
-            sources,
-            shards,
-            signatures_remembered: AtomicUsize::new(0),
-            limited_addresses: AtomicUsize::new(0),
-            last_reload_successful: AtomicBool::new(true),
-            ledger_commits: Histogram::new(&cells::COMMIT_DURATION),
-            outbound: OnceLock::new(),
-        })
+        let workers = self.shards.len();
+        let refusals = self.refusals.len();
+        let mut series = self.series.write().unwrap_or_else(PoisonError::into_inner);
+        let AllSeries {
+            routes: by_route,
+            secrets: by_secret,
+        } = &mut *series;
+        by_route.renew(routes, workers, || RouteCells::new(refusals));
+        by_secret.renew(secrets, workers, || Cells::new(1));
     }
 
     /// The handle of worker `n`, counted from 0. A number beyond the workers shares another's shard:
     /// slower, still right.
     pub fn worker(self: &Arc<Self>, n: usize) -> Worker {
+        let n = n % self.shards.len();
+        let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
         Worker {
-            shard: Arc::clone(&self.shards[n % self.shards.len()]),
+            shard: Arc::clone(&self.shards[n]),
+            rows: Arc::new(Rows {
+                routes: series.routes.rows_of(n),
+                secrets: series.secrets.rows_of(n),
+            }),
         }
     }
 
@@ -126,10 +153,9 @@ impl Metrics {
         self.limited_addresses.store(count, Ordering::Relaxed);
     }
 
-    /// Sets whether the last try to load the configuration worked; true from the start.
-    pub fn set_last_reload_successful(&self, successful: bool) {
-        self.last_reload_successful
-            .store(successful, Ordering::Relaxed);
+    /// What is told of the configuration.
+    pub fn configuration(&self) -> &ConfigurationMetrics {
+        &self.configuration
     }
 
     /// Counts one durable commit of the ledger.
@@ -253,44 +279,61 @@ pub struct StateFigures {
 #[derive(Clone, Debug)]
 pub struct Worker {
     shard: Arc<Shard>,
+    rows: Arc<Rows>,
+}
+
+/// A worker's rows by the numbers that requests name them by.
+#[derive(Debug)]
+struct Rows {
+    routes: Vec<Arc<RouteCells>>,
+    secrets: Vec<Arc<Cells>>,
+}
+
+impl Rows {
+    /// A label that this gate doesn't know counts as unmatched rather than not at all.
+    fn route(&self, label: RouteLabel) -> &RouteCells {
+        self.routes.get(label.0).unwrap_or(&self.routes[0])
+    }
 }
 
 impl Worker {
     /// Counts an answered request: its HTTP status and the time from its first byte to its answer.
     pub fn request(&self, route: RouteLabel, status: u16, took: Duration) {
-        let cells = self.shard.route(route);
+        let cells = self.rows.route(route);
         cells.codes.add(code_cell(status));
         cells.duration.observe_duration(took);
     }
 
     /// Counts a call to the backend that was answered: the time from connecting to the answer's end.
     pub fn upstream(&self, route: RouteLabel, took: Duration) {
-        self.shard.route(route).upstream.observe_duration(took);
+        self.rows.route(route).upstream.observe_duration(took);
     }
 
     /// Counts a refusal by its place in [`Labels::refusals`].
     pub fn refusal(&self, route: RouteLabel, slot: usize) {
-        self.shard.route(route).refusals.add(slot);
+        self.rows.route(route).refusals.add(slot);
     }
 
     /// Counts an answer given from the ledger.
     pub fn replay(&self, route: RouteLabel) {
-        self.shard.route(route).replays.add(0);
+        self.rows.route(route).replays.add(0);
     }
 
     /// Counts a look at the backend for a call whose outcome is unknown.
     pub fn probe(&self, route: RouteLabel, result: ProbeResult) {
-        self.shard.route(route).probes.add(result as usize);
+        self.rows.route(route).probes.add(result as usize);
     }
 
     /// Counts a call that was marked, dropped or held for its subject's sake.
     pub fn suspicion(&self, route: RouteLabel, suspicion: Suspicion) {
-        self.shard.route(route).suspicions.add(suspicion as usize);
+        self.rows.route(route).suspicions.add(suspicion as usize);
     }
 
     /// Counts a signature that a secret explained, by its place in [`Labels::secrets`].
     pub fn signature_match(&self, secret: usize) {
-        self.shard.signature_matches.add(secret);
+        if let Some(cells) = self.rows.secrets.get(secret) {
+            cells.add(0);
+        }
     }
 
     /// Counts the age of an authentic message, in seconds; negative when it is ahead of our clock.
@@ -325,25 +368,16 @@ impl Drop for InFlight {
 /// references in this worker's memory only.
 #[derive(Debug)]
 struct Shard {
-    routes: Vec<RouteCells>,
-    signature_matches: Cells,
     signature_age: Histogram,
     in_flight: Cells,
 }
 
 impl Shard {
-    fn new(routes: usize, refusals: usize, secrets: usize) -> Self {
+    fn new() -> Self {
         Self {
-            routes: (0..routes).map(|_| RouteCells::new(refusals)).collect(),
-            signature_matches: Cells::new(secrets),
             signature_age: Histogram::new(&cells::AGE),
             in_flight: Cells::new(1),
         }
-    }
-
-    /// A label that this gate doesn't know counts as unmatched rather than not at all.
-    fn route(&self, label: RouteLabel) -> &RouteCells {
-        self.routes.get(label.0).unwrap_or(&self.routes[0])
     }
 }
 

@@ -4,13 +4,17 @@
 //! kept where zero says something (replays, matches of a secret that is to be retired) or where an alert
 //! waits for the first one (a counter that appears with its first count has not grown).
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::backends;
 use super::cells::{self, Histogram, Scale};
 use super::exposition::{Exposition, Kind};
 use super::process::Figures;
-use super::{CODES, FIRST_CODE, LedgerFigures, Metrics, ProbeResult, RouteCells, Shard, Suspicion};
+use super::{
+    AllSeries, CODES, FIRST_CODE, LedgerFigures, Metrics, ProbeResult, RouteCells, Shard,
+    Suspicion, UNMATCHED_NAME,
+};
 
 /// Writes all families.
 pub(super) fn exposition(metrics: &Metrics, ledger: &LedgerFigures, process: &Figures) -> String {
@@ -21,10 +25,15 @@ pub(super) fn exposition(metrics: &Metrics, ledger: &LedgerFigures, process: &Fi
         "The running version; always 1.",
     );
     out.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
-    requests(&mut out, metrics);
-    refusals(&mut out, metrics);
-    suspicions(&mut out, metrics);
-    signatures(&mut out, metrics);
+    let series = metrics
+        .series
+        .read()
+        .unwrap_or_else(PoisonError::into_inner);
+    requests(&mut out, &series);
+    refusals(&mut out, metrics, &series);
+    suspicions(&mut out, &series);
+    signatures(&mut out, metrics, &series);
+    drop(series);
     ledger_families(&mut out, metrics, ledger);
     if let Some(outbound) = metrics.outbound.get() {
         outbound.write(&mut out, ledger.outbox.as_ref());
@@ -35,15 +44,16 @@ pub(super) fn exposition(metrics: &Metrics, ledger: &LedgerFigures, process: &Fi
     out.finish()
 }
 
-fn requests(out: &mut Exposition, metrics: &Metrics) {
+fn requests(out: &mut Exposition, series: &AllSeries) {
     out.family(
         Kind::Counter,
         "tikigate_requests_total",
         "Requests answered, by route and HTTP status.",
     );
-    for (route, label) in metrics.routes.iter().enumerate() {
+    for route in series.routes.iter() {
+        let label = &route.name;
         for cell in 0..=CODES {
-            let count = metrics.sum_of_route(route, |cells| cells.codes.read(cell));
+            let count = route.sum(|cells| cells.codes.read(cell));
             if count == 0 {
                 continue;
             }
@@ -59,34 +69,36 @@ fn requests(out: &mut Exposition, metrics: &Metrics) {
         "tikigate_request_duration_seconds",
         "From a request's first byte to its answer.",
     );
-    route_histograms(out, metrics, |cells| &cells.duration);
+    route_histograms(out, series, |cells| &cells.duration);
     out.family(
         Kind::Histogram,
         "tikigate_upstream_duration_seconds",
         "From connecting to the backend to the end of its answer.",
     );
-    route_histograms(out, metrics, |cells| &cells.upstream);
+    route_histograms(out, series, |cells| &cells.upstream);
     out.family(
         Kind::Counter,
         "tikigate_replays_total",
         "Answers given again from the ledger.",
     );
-    for (route, label) in metrics.routes.iter().enumerate() {
-        let count = metrics.sum_of_route(route, |cells| cells.replays.read(0));
+    for route in series.routes.iter() {
+        let label = &route.name;
+        let count = route.sum(|cells| cells.replays.read(0));
         out.sample(&[("route", label)], count);
     }
-    probes(out, metrics);
+    probes(out, series);
 }
 
-fn probes(out: &mut Exposition, metrics: &Metrics) {
+fn probes(out: &mut Exposition, series: &AllSeries) {
     out.family(
         Kind::Counter,
         "tikigate_probes_total",
         "Looks at the backend for calls whose outcome is unknown, by route and what they saw.",
     );
-    for (route, label) in metrics.routes.iter().enumerate() {
+    for route in series.routes.iter() {
+        let label = &route.name;
         for result in ProbeResult::ALL {
-            let count = metrics.sum_of_route(route, |cells| cells.probes.read(result as usize));
+            let count = route.sum(|cells| cells.probes.read(result as usize));
             if count > 0 {
                 let labels = [("route", label.as_str()), ("result", result.as_str())];
                 out.sample(&labels, count);
@@ -97,30 +109,28 @@ fn probes(out: &mut Exposition, metrics: &Metrics) {
 
 fn route_histograms(
     out: &mut Exposition,
-    metrics: &Metrics,
+    series: &AllSeries,
     histogram: impl Fn(&RouteCells) -> &Histogram,
 ) {
-    for (route, label) in metrics.routes.iter().enumerate() {
-        let shards = metrics.shards.iter();
-        let total = Histogram::total(
-            &cells::DURATION,
-            shards.map(|shard| histogram(&shard.routes[route])),
-        );
+    for route in series.routes.iter() {
+        let label = &route.name;
+        let total = Histogram::total(&cells::DURATION, route.rows().map(&histogram));
         if total.count() > 0 {
             out.histogram(&[("route", label)], &total);
         }
     }
 }
 
-fn refusals(out: &mut Exposition, metrics: &Metrics) {
+fn refusals(out: &mut Exposition, metrics: &Metrics, series: &AllSeries) {
     out.family(
         Kind::Counter,
         "tikigate_refusals_total",
         "Requests that the gate refused, by route, error code and reason.",
     );
-    for (route, label) in metrics.routes.iter().enumerate() {
+    for route in series.routes.iter() {
+        let label = &route.name;
         for (slot, (error, reason)) in metrics.refusals.iter().enumerate() {
-            let count = metrics.sum_of_route(route, |cells| cells.refusals.read(slot));
+            let count = route.sum(|cells| cells.refusals.read(slot));
             if count > 0 {
                 let labels = [
                     ("route", label.as_str()),
@@ -133,14 +143,18 @@ fn refusals(out: &mut Exposition, metrics: &Metrics) {
     }
 }
 
-fn suspicions(out: &mut Exposition, metrics: &Metrics) {
+fn suspicions(out: &mut Exposition, series: &AllSeries) {
     let mut family = |name, help, kinds: [Suspicion; 2]| {
         out.family(Kind::Counter, name, help);
         // What matches no route is not claimed.
-        for (route, label) in metrics.routes.iter().enumerate().skip(1) {
+        for route in series
+            .routes
+            .iter()
+            .filter(|route| route.name != UNMATCHED_NAME)
+        {
+            let label = &route.name;
             for kind in kinds {
-                let count =
-                    metrics.sum_of_route(route, |cells| cells.suspicions.read(kind as usize));
+                let count = route.sum(|cells| cells.suspicions.read(kind as usize));
                 out.sample(&[("route", label), ("action", kind.action())], count);
             }
         }
@@ -157,14 +171,15 @@ fn suspicions(out: &mut Exposition, metrics: &Metrics) {
     );
 }
 
-fn signatures(out: &mut Exposition, metrics: &Metrics) {
+fn signatures(out: &mut Exposition, metrics: &Metrics, series: &AllSeries) {
     out.family(
         Kind::Counter,
         "tikigate_signature_matches_total",
         "Signatures that were right, by the client's and the secret's name.",
     );
-    for (index, (client, secret)) in metrics.secrets.iter().enumerate() {
-        let count = metrics.sum(|shard| shard.signature_matches.read(index));
+    for named in series.secrets.iter() {
+        let (client, secret) = &named.name;
+        let count = named.sum(|cells| cells.read(0));
         out.sample(&[("client", client), ("secret", secret)], count);
     }
     out.family(
@@ -231,11 +246,7 @@ fn load(out: &mut Exposition, metrics: &Metrics) {
         "Addresses that the limit per address keeps apart.",
         metrics.limited_addresses.load(Ordering::Relaxed) as u64,
     );
-    gauge(
-        "tikigate_config_last_reload_successful",
-        "Whether the last try to load the configuration worked.",
-        u64::from(metrics.last_reload_successful.load(Ordering::Relaxed)),
-    );
+    metrics.configuration.write(out);
     out.family(
         Kind::Counter,
         "tikigate_log_lines_dropped_total",
@@ -310,9 +321,5 @@ impl Metrics {
     fn sum(&self, read: impl Fn(&Shard) -> u64) -> u64 {
         let shards = self.shards.iter();
         shards.fold(0, |sum, shard| sum.wrapping_add(read(shard)))
-    }
-
-    fn sum_of_route(&self, route: usize, read: impl Fn(&RouteCells) -> u64) -> u64 {
-        self.sum(|shard| read(&shard.routes[route]))
     }
 }

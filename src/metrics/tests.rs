@@ -1,5 +1,6 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::time::SystemTime;
 
 use super::*;
 
@@ -155,9 +156,21 @@ fn gauges_show_what_was_set() {
         "no ledger, no series"
     );
 
-    metrics.set_last_reload_successful(false);
+    metrics.configuration().taken(true);
+    metrics.configuration().refused();
+    let ends = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    let named = "server.tls.certificate".to_owned();
+    metrics.configuration().certificates(vec![(named, ends)]);
     let text = metrics.render(&LedgerFigures::default());
-    assert_line(&text, "tikigate_config_last_reload_successful 0");
+    for line in [
+        "tikigate_config_last_reload_successful 0",
+        "tikigate_config_reloads_total{outcome=\"taken\"} 1",
+        "tikigate_config_reloads_total{outcome=\"refused\"} 1",
+        "tikigate_config_restart_needed 1",
+        "tikigate_certificate_not_after_timestamp_seconds{certificate=\"server.tls.certificate\"} 1800000000",
+    ] {
+        assert_line(&text, line);
+    }
 }
 
 #[test]
@@ -224,6 +237,8 @@ fn promtool_accepts_every_family() {
         worker.signature_age(0.125);
     }
     metrics.ledger_commit(Duration::from_millis(2));
+    let ends = vec![("server.tls.certificate".to_owned(), SystemTime::now())];
+    metrics.configuration().certificates(ends);
     let text = metrics.render(&ledger());
     for declared in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let name = declared.split(' ').next().unwrap();

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
 use http::HeaderValue;
 
 use crate::config::{self, Settings};
@@ -26,7 +27,8 @@ pub struct Account {
     pub(super) base_path: String,
     pub(super) family: Family,
     id_value: HeaderValue,
-    secrets: Vec<config::ClientSecret>,
+    /// Renewed when the configuration is.
+    secrets: ArcSwap<Vec<config::ClientSecret>>,
     pub(super) upstream: Arc<config::Upstream>,
     remember: Remember,
     /// Why its last call got no answer, if it got none.
@@ -87,10 +89,12 @@ impl Account {
     }
 
     /// The newest secret that counts: they are listed newest first.
-    fn key(&self, now: SystemTime) -> Option<&SigningKey> {
-        let secrets = self.secrets.iter();
-        let mut counting = secrets.filter(|secret| secret.not_after.is_none_or(|end| now < end));
-        counting.next().map(|secret| &secret.key)
+    fn key(&self, now: SystemTime) -> Option<SigningKey> {
+        let secrets = self.secrets.load();
+        let mut counting = secrets
+            .iter()
+            .filter(|secret| secret.not_after.is_none_or(|end| now < end));
+        counting.next().map(|secret| secret.key.clone())
     }
 }
 
@@ -129,7 +133,7 @@ impl Accounts {
                 family: account.family,
                 id_value: HeaderValue::from_str(&client.id)
                     .map_err(|_| format!("client {}: not a header's value", client.name))?,
-                secrets: client.secrets.clone(),
+                secrets: ArcSwap::from_pointee(client.secrets.clone()),
                 upstream: Arc::clone(&account.upstream),
                 remember: Arc::clone(remember),
                 trouble: Mutex::default(),
@@ -141,6 +145,16 @@ impl Accounts {
             return Err("no account under [outbound]".to_owned());
         }
         Ok(Self(accounts.into()))
+    }
+
+    /// Signs with these settings' secrets from now on. An account whose client is gone keeps its own.
+    pub fn renew(&self, settings: &Settings) {
+        for account in self.iter() {
+            let mut clients = settings.clients.iter();
+            if let Some(client) = clients.find(|client| *client.id == *account.id) {
+                account.secrets.store(Arc::new(client.secrets.clone()));
+            }
+        }
     }
 
     /// The account of this client id; without one, the first.

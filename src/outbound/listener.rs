@@ -8,14 +8,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT, ACCEPT_LANGUAGE, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH,
-    CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
+    ACCEPT, ACCEPT_LANGUAGE, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST,
+    ORIGIN, RETRY_AFTER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
-use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
@@ -25,6 +24,7 @@ use super::outbox::{Accepted, DeliveryId, IPN_PATH, Outbox, Posting};
 use super::refusal::Refusal;
 use super::status::Expected;
 use super::tiki::{NoAnswer, Tiki, TikiCall};
+use super::token::CallerToken;
 use crate::client::{BackendAnswer, Sent};
 use crate::config::{self, Delivery};
 use crate::failpoint;
@@ -67,8 +67,7 @@ static HOP_BY_HOP: [HeaderName; 9] = [
 /// Answers the backend's calls, on the runtime that its way to Tiki belongs to.
 pub struct Listener {
     settings: Arc<config::Outbound>,
-    /// SHA-256 of the token, compared with that of what is shown.
-    token: Option<[u8; 32]>,
+    token: CallerToken,
     body_timeout: Duration,
     tiki: Arc<Tiki>,
     outbox: Option<Arc<dyn Outbox>>,
@@ -106,6 +105,7 @@ impl Listener {
     /// A listener that stores notices in `outbox`, if there is one, and notifies `posted` of each.
     pub fn new(
         settings: Arc<config::Outbound>,
+        token: CallerToken,
         body_timeout: Duration,
         tiki: Arc<Tiki>,
         outbox: Option<Arc<dyn Outbox>>,
@@ -113,7 +113,7 @@ impl Listener {
         metrics: Arc<OutboundMetrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            token: settings.token.as_ref().map(|token| digest(token.expose())),
+            token,
             in_flight: Semaphore::new(settings.max_in_flight),
             settings,
             body_timeout,
@@ -191,15 +191,7 @@ impl Listener {
     }
 
     fn authenticate(&self, headers: &HeaderMap) -> Result<(), Refusal> {
-        let Some(token) = &self.token else {
-            return Ok(());
-        };
-        let mut shown = headers.get_all(AUTHORIZATION).iter();
-        let (Some(value), None) = (shown.next(), shown.next()) else {
-            return Err(Refusal::Unauthenticated);
-        };
-        let bearer = value.as_bytes().strip_prefix(b"Bearer ");
-        match bearer.is_some_and(|bearer| digest(bearer) == *token) {
+        match self.token.is_shown(headers) {
             true => Ok(()),
             false => Err(Refusal::Unauthenticated),
         }
@@ -373,10 +365,6 @@ fn kind(path: &str) -> OutboundCall {
         "/webview" => OutboundCall::Webview,
         _ => OutboundCall::Other,
     }
-}
-
-fn digest(bytes: &[u8]) -> [u8; 32] {
-    Sha256::digest(bytes).into()
 }
 
 /// What the HTTP library lets through and a proxy must not.

@@ -23,9 +23,11 @@ pub mod outbox;
 mod refusal;
 mod status;
 mod tiki;
+mod token;
 
 pub use account::{Account, Accounts, Remember};
 pub use listener::{Listener, ListenerService};
 pub use refusal::Refusal;
 pub use status::{Asked, Expected, Seen};
 pub use tiki::{NoAnswer, Tiki, TikiCall};
+pub use token::CallerToken;

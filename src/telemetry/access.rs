@@ -4,8 +4,8 @@ use std::fmt::Display;
 use std::time::{Duration, SystemTime};
 
 use tracing::Level;
-use tracing::level_filters::LevelFilter;
 
+use super::level::LogLevel;
 use super::line::Line;
 use super::sink::Sink;
 
@@ -71,13 +71,13 @@ pub struct AccessLine<'a> {
 pub struct AccessLog {
     sink: Sink,
     buffer: usize,
-    level: LevelFilter,
+    level: LogLevel,
 }
 
 const TEXT_LIMIT: usize = 1024;
 
 impl AccessLog {
-    pub(super) fn new(sink: Sink, buffer: usize, level: LevelFilter) -> Self {
+    pub(super) fn new(sink: Sink, buffer: usize, level: LogLevel) -> Self {
         Self {
             sink,
             buffer,
@@ -92,7 +92,7 @@ impl AccessLog {
     /// trouble). A possible duplicate is at least a `warn`: money may be about to move twice.
     pub fn write(&self, line: &AccessLine<'_>) {
         let level = level_of(line);
-        if level > self.level {
+        if level > self.level.get() {
             return;
         }
         let time = line.time.unwrap_or_else(SystemTime::now);

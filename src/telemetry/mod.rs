@@ -15,6 +15,7 @@
 
 mod access;
 mod events;
+mod level;
 mod line;
 mod redact;
 mod sink;
@@ -26,10 +27,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use tracing::level_filters::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 
 pub use access::{AccessLine, AccessLog};
+pub use level::LogLevel;
 pub use redact::Shown;
 
 use crate::config;
@@ -54,7 +55,7 @@ pub fn init(log: &config::Log, workers: usize) -> io::Result<LogHandle> {
 #[derive(Debug)]
 pub struct LogHandle {
     sink: Sink,
-    level: LevelFilter,
+    level: LogLevel,
     workers: usize,
 }
 
@@ -74,7 +75,7 @@ impl LogHandle {
         let config::Log { format, level } = *log;
         Ok(Self {
             sink: Sink::start(format, workers.saturating_add(1), output)?,
-            level,
+            level: LogLevel::new(level),
             workers,
         })
     }
@@ -83,12 +84,21 @@ impl LogHandle {
     pub fn subscriber(&self) -> impl tracing::Subscriber + Send + Sync + 'static {
         tracing_subscriber::registry()
             .with(EventLog::new(self.sink.clone(), self.workers))
-            .with(self.level)
+            .with(self.level.clone())
     }
 
     /// The access log of worker `n`, counted from 0.
     pub fn access(&self, n: usize) -> AccessLog {
-        AccessLog::new(self.sink.clone(), n % self.workers.max(1), self.level)
+        AccessLog::new(
+            self.sink.clone(),
+            n % self.workers.max(1),
+            self.level.clone(),
+        )
+    }
+
+    /// The least level that is written; can be changed.
+    pub fn level(&self) -> LogLevel {
+        self.level.clone()
     }
 
     /// Lines given up so far because the output was too slow or failed; for the metric.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{Log, LogFormat};
+use tracing::level_filters::LevelFilter;
 
 /// An output that a test reads back.
 #[derive(Clone, Default)]

@@ -32,6 +32,7 @@ use super::settings::{Expiry, Settings};
 use super::tree::Place;
 use super::units::{format_duration, format_size};
 use super::value::{At, ByteSize, Field};
+use super::watch::WatchedFile;
 
 pub(crate) use clients::ReadClient;
 pub(crate) use idempotency::ReadIdempotency;
@@ -49,7 +50,7 @@ pub(crate) struct Context<'a> {
     pub(crate) environment: &'a [(OsString, OsString)],
     pub(crate) now: SystemTime,
     /// Files whose content became part of the settings, in the order in which they were read.
-    pub(crate) files: Vec<PathBuf>,
+    pub(crate) files: Vec<WatchedFile>,
     /// When the certificates in them end.
     pub(crate) certificates: Vec<Expiry>,
 }
@@ -63,8 +64,8 @@ impl Context<'_> {
     /// The same of a file that is read: when it changes, the settings do.
     pub(crate) fn watched(&mut self, written: &str) -> PathBuf {
         let path = self.path(written);
-        if !self.files.contains(&path) {
-            self.files.push(path.clone());
+        if !self.files.iter().any(|file| file.path == path) {
+            self.files.push(WatchedFile::look(&path));
         }
         path
     }

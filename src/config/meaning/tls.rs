@@ -1,5 +1,6 @@
 //! Certificates and keys that the configuration names.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Context, duration, secrets};
@@ -41,17 +42,18 @@ pub(super) fn listener(
     let authorities = if client_ca.is_absent() {
         Some(None)
     } else {
-        named_file(client_ca, context).and_then(|(place, file)| {
-            let read = file
+        named_file(client_ca, "bad_ca", context).and_then(|named| {
+            let read = named
+                .file
                 .certificates()
                 .and_then(|certificates| Ok((authorities(&certificates)?, certificates)));
             match read {
                 Ok((roots, certificates)) => {
-                    note_expiry(&place, &certificates, context);
-                    Some(Some((roots, file)))
+                    note_expiry(&named.place, &certificates, context);
+                    Some(Some((roots, named.file)))
                 }
                 Err(fault) => {
-                    context.problems.error(&place, "bad_ca", fault);
+                    named.fault("bad_ca", &fault, context);
                     None
                 }
             }
@@ -91,28 +93,27 @@ pub(super) fn pair(
 ) -> Option<Pair> {
     let read_certificate = required_file(certificate, context);
     let read_key = required_file(key, context);
-    let (certificate_place, certificate) = read_certificate?;
-    let (key_place, key) = read_key?;
-    if key.readable_by_all() {
-        secrets::readable_by_all(&key_place, key.mode(), context.problems);
+    let certificate = read_certificate?;
+    let key = read_key?;
+    if key.file.readable_by_all() {
+        secrets::readable_by_all(&key.place, key.file.mode(), context.problems);
     }
-    match identity(&certificate, &key) {
+    match identity(&certificate.file, &key.file) {
         Ok(identity) => {
-            note_expiry(&certificate_place, &identity.chain, context);
+            note_expiry(&certificate.place, &identity.chain, context);
             Some(Pair {
                 identity,
-                certificate,
-                key,
-                key_place,
+                certificate: certificate.file,
+                key: key.file,
+                key_place: key.place,
             })
         }
         Err(IdentityFault::Chain(fault)) => {
-            let problems = &mut *context.problems;
-            problems.error(&certificate_place, "bad_certificate", fault);
+            certificate.fault("bad_certificate", &fault, context);
             None
         }
         Err(IdentityFault::Key(fault)) => {
-            context.problems.error(&key_place, "bad_certificate", fault);
+            key.fault("bad_certificate", &fault, context);
             None
         }
     }
@@ -120,20 +121,20 @@ pub(super) fn pair(
 
 /// The certificates of a file that a key names; `None`: reported.
 pub(super) fn roots(field: Field<String>, context: &mut Context<'_>) -> Option<Roots> {
-    let (place, file) = named_file(field, context)?;
-    match file.certificates().and_then(|certificates| {
-        note_expiry(&place, &certificates, context);
-        Roots::of_file(&file)
+    let named = named_file(field, "bad_ca", context)?;
+    match named.file.certificates().and_then(|certificates| {
+        note_expiry(&named.place, &certificates, context);
+        Roots::of_file(&named.file)
     }) {
         Ok(roots) => Some(roots),
         Err(fault) => {
-            context.problems.error(&place, "bad_ca", fault);
+            named.fault("bad_ca", &fault, context);
             None
         }
     }
 }
 
-fn required_file(field: Field<String>, context: &mut Context<'_>) -> Option<(Place, PemFile)> {
+fn required_file(field: Field<String>, context: &mut Context<'_>) -> Option<Named> {
     if field.is_absent() {
         let problems = &mut *context.problems;
         problems
@@ -141,23 +142,37 @@ fn required_file(field: Field<String>, context: &mut Context<'_>) -> Option<(Pla
             .help("a certificate and its private key go together, each in a PEM file");
         return None;
     }
-    named_file(field, context)
+    named_file(field, "bad_certificate", context)
 }
 
-fn named_file(field: Field<String>, context: &mut Context<'_>) -> Option<(Place, PemFile)> {
+/// A file that a key names.
+struct Named {
+    place: Place,
+    path: PathBuf,
+    file: PemFile,
+}
+
+impl Named {
+    /// Reports what is wrong with its content.
+    fn fault(&self, code: &'static str, fault: &str, context: &mut Context<'_>) {
+        let message = format!("{}: {fault}", self.path.display());
+        context.problems.error(&self.place, code, message);
+    }
+}
+
+fn named_file(
+    field: Field<String>,
+    code: &'static str,
+    context: &mut Context<'_>,
+) -> Option<Named> {
     let At { place, value } = field.written()?;
     let path = context.watched(&value);
     match PemFile::read(&path) {
-        Ok(file) => Some((place, file)),
+        Ok(file) => Some(Named { place, path, file }),
         Err(fault) => {
-            let help = format!(
-                "a relative path starts at the configuration's directory, {}",
-                context.base.display()
-            );
-            context
-                .problems
-                .error(&place, "unreadable_file", fault)
-                .help(help);
+            let message = format!("{}: {fault}", path.display());
+            let problem = context.problems.error(&place, code, message);
+            problem.help("a relative path starts at the configuration's directory");
             None
         }
     }

@@ -9,7 +9,7 @@ use super::super::{
     effective,
 };
 use super::{GOOD, good_but, only_error, only_warning, route_with, settings, table_with};
-use crate::net::ListenAddress;
+use crate::net::{AddressHeader, ListenAddress, TrustedProxies};
 use crate::tiki::Family;
 
 #[test]
@@ -24,8 +24,16 @@ fn the_defaults_are_the_documented_ones() {
         ledger,
         outbound,
         log,
+        certificates,
     } = settings(&good_but("listen = \"127.0.0.1:8080\"", ""));
     assert!(outbound.is_none());
+    assert_eq!(certificates, []);
+    assert_eq!(server.min_body_rate, 256);
+    assert_eq!(server.max_connection_age, Duration::from_secs(3600));
+    assert!(!server.proxy_protocol && server.tls.is_none() && server.addresses.let_all_in());
+    assert_eq!(server.trusted_proxies, TrustedProxies::default());
+    assert!(admin.addresses.let_all_in());
+    assert!(upstreams[0].breaker.enabled && upstreams[0].health.is_none());
     assert_eq!(server.listen.to_string(), "0.0.0.0:8080");
     assert_eq!(server.max_connections, 10_000);
     assert_eq!(server.max_in_flight, 1024);
@@ -198,7 +206,7 @@ fn trusted_proxies_are_networks_addresses_and_a_word() {
         "[server]",
         "trusted_proxies = [\"10.0.0.0/8\", \"192.0.2.7\", \"fd00::/8\", \"unix\"]",
     );
-    let proxies = settings(&text).server.trusted_proxies;
+    let proxies = settings(&text).server.trusted_proxies.networks;
     let networks: Vec<String> = proxies.networks.iter().map(ToString::to_string).collect();
     assert_eq!(networks, ["10.0.0.0/8", "192.0.2.7/32", "fd00::/8"]);
     assert!(proxies.unix);
@@ -206,53 +214,41 @@ fn trusted_proxies_are_networks_addresses_and_a_word() {
     only_error(&text, "bad_address", "server.trusted_proxies[0]");
     let text = table_with("[server]", "trusted_proxies = [\"0.0.0.0/0\"]");
     only_warning(&text, "trusts_everybody", "server.trusted_proxies[0]");
+    let text = table_with("[server]", "address_header = \"forwarded\"");
+    let proxies = settings(&text).server.trusted_proxies;
+    assert_eq!(proxies.header, AddressHeader::Forwarded);
+    let text = table_with("[server]", "address_header = \"x-real-ip\"");
+    only_error(&text, "unknown_word", "server.address_header");
+    let text = table_with("[server]", "proxy_protocol = true");
+    only_error(&text, "nobody_trusted", "server.proxy_protocol");
+    let text = table_with(
+        "[server]",
+        "proxy_protocol = true\ntrusted_proxies = [\"10.0.0.0/8\"]",
+    );
+    assert!(settings(&text).server.proxy_protocol);
 }
 
 #[test]
-fn what_is_not_built_yet_says_what_to_do_instead() {
-    for (text, key) in [
-        (
-            table_with("[server]", "proxy_protocol = true"),
-            "server.proxy_protocol",
-        ),
-        (
-            table_with("[server]", "allow = [\"10.0.0.0/8\"]"),
-            "server.allow",
-        ),
-        (
-            good_but(
-                "[upstreams",
-                "[server.tls]\ncertificate = \"a\"\nprivate_key = \"b\"\nclient_ca = \"c\"\n[upstreams",
-            ),
-            "server.tls",
-        ),
-        (
-            route_with("ipn", "allow = [\"10.0.0.1\"]"),
-            "routes.ipn.allow",
-        ),
-        (good_but("http:", "https:"), "upstreams.legacy.url"),
-        (
-            table_with("[upstreams.legacy]", "ca = \"ca.crt\""),
-            "upstreams.legacy.ca",
-        ),
-        (
-            table_with("[upstreams.legacy]", "client_certificate = \"c\""),
-            "upstreams.legacy.client_certificate",
-        ),
-        (
-            table_with("[upstreams.legacy]", "client_key = \"k\""),
-            "upstreams.legacy.client_key",
-        ),
-    ] {
-        let problem = only_error(&text, "not_available", key);
-        assert!(
-            problem.message.ends_with("not available in this version"),
-            "{problem}"
-        );
-        assert!(problem.help.is_some());
+fn address_lists_are_read_for_each_listener_and_route() {
+    let lists = "allow = [\"10.0.0.0/8\", \"unix\"]\ndeny = [\"10.0.0.7\"]";
+    let server = settings(&table_with("[server]", lists)).server.addresses;
+    let admin = settings(&format!("{GOOD}[admin]\n{lists}\n"))
+        .admin
+        .addresses;
+    let routes = settings(&route_with("ipn", lists)).routes;
+    for rules in [&server, &admin, &routes[0].addresses] {
+        assert!(rules.allow.unix && !rules.deny.unix);
+        assert_eq!(rules.allow.networks.len(), 1);
+        assert_eq!(rules.deny.networks[0].to_string(), "10.0.0.7/32");
     }
-    let off = table_with("[server]", "proxy_protocol = false\nallow = []");
-    settings(&off);
+    assert!(routes[1].addresses.let_all_in());
+    for key in ["allow", "deny"] {
+        let text = table_with("[server]", &format!("{key} = [\"tiki.vn\"]"));
+        only_error(&text, "bad_address", &format!("server.{key}[0]"));
+    }
+    let text = table_with("[server]", "deny = [\"0.0.0.0/0\"]");
+    only_warning(&text, "denies_everybody", "server.deny[0]");
+    settings(&table_with("[server]", "allow = [\"0.0.0.0/0\"]"));
 }
 
 #[test]

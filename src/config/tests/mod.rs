@@ -12,6 +12,7 @@ mod secrets;
 mod stores;
 mod subjects;
 mod ten;
+mod tls;
 
 use std::ffi::OsString;
 use std::fs;

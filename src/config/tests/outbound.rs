@@ -69,7 +69,7 @@ fn the_environment_says_which_tiki() {
         let read = outbound(&text);
         assert_eq!(read.accounts[0].base_url, base_url);
         assert!(matches!(
-            &read.accounts[0].upstream.endpoint,
+            &read.accounts[0].upstream.endpoints[0],
             Endpoint::Tls { port: 443, .. }
         ));
     }

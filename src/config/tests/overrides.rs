@@ -47,7 +47,7 @@ fn a_variable_wins_over_the_file() {
             burst: 5
         }
     );
-    assert_eq!(read.server.trusted_proxies.networks.len(), 1);
+    assert_eq!(read.server.trusted_proxies.networks.networks.len(), 1);
     assert_eq!(read.upstreams[0].host, "elsewhere");
 }
 

@@ -31,8 +31,8 @@ fn urls_are_read_strictly() {
     ] {
         let upstream = &settings(&url(written)).upstreams[0];
         assert_eq!(
-            (&upstream.endpoint, upstream.host.to_str().unwrap()),
-            (&endpoint, host)
+            (&upstream.endpoints[..], upstream.host.to_str().unwrap()),
+            (&[endpoint][..], host)
         );
     }
     for written in [

@@ -9,7 +9,7 @@ max_conections = 5 # unknown_key
 header_timeout = 5 # bad_duration
 
 [upstreams.legacy]
-url = "https://127.0.0.1" # not_available
+url = "ftp://127.0.0.1" # bad_url
 answer_within = "20s" # late_answer
 
 [[clients]]

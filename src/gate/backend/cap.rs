@@ -269,7 +269,7 @@ mod tests {
                 // Within a client the oldest comes first.
                 if let Some(permit) = waiting.first_mut().and_then(poll) {
                     permits.push(permit);
-                    waiting.remove(0);
+                    drop(waiting.remove(0));
                     served.push(name);
                 }
             }

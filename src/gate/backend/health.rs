@@ -10,16 +10,19 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Uri};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::client::{ConnectionKind, Upstream};
 use crate::config::HealthCheck;
 
+use super::super::current::Current;
 use super::super::parcel::add_secrets;
 use super::{Address, Backend};
 
 /// Bytes of an answer that are read; its status is what counts.
 const ANSWER_LIMIT: usize = 64 * 1024;
+
+/// Between two looks whether another configuration has taken its place.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// A pause is made longer by up to one in so many of itself, so that checks don't come in step.
 const JITTER: u32 = 10;
@@ -67,19 +70,23 @@ impl Health {
     }
 }
 
-/// Checks the addresses of those backends that want it, until `stop`. Its connections belong to the
-/// runtime that polls it.
-pub async fn keep_checking(backends: Vec<Arc<Backend>>, stop: CancellationToken) {
-    let mut checks = JoinSet::new();
-    for backend in backends {
-        for index in 0..backend.addresses.len() {
-            checks.spawn(keep_checking_one(Arc::clone(&backend), index));
+/// Checks the addresses of those backends that want it, for ever: to be ended by dropping it. When
+/// another configuration takes its place, its backends are checked instead. The connections belong to
+/// the runtime that polls it.
+pub async fn keep_checking(current: Current) {
+    loop {
+        let common = Arc::clone(current.get().common());
+        let mut checks = JoinSet::new();
+        for backend in common.backends() {
+            for index in 0..backend.addresses.len() {
+                checks.spawn(keep_checking_one(Arc::clone(backend), index));
+            }
         }
+        while Arc::ptr_eq(current.get().common(), &common) {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        // Dropping the set ends its checks.
     }
-    // Dropping the set ends those that still run.
-    let _ = stop
-        .run_until_cancelled(async { while checks.join_next().await.is_some() {} })
-        .await;
 }
 
 async fn keep_checking_one(backend: Arc<Backend>, index: usize) {

@@ -44,6 +44,13 @@ fn backend(ports: &[u16]) -> (Arc<Backend>, ManualClock) {
     (Backend::new(Arc::new(settings(ports)), clock), hands)
 }
 
+fn after(old: &Arc<Backend>, settings: config::Upstream) -> Arc<Backend> {
+    let before = std::slice::from_ref(old);
+    let new = Backend::after(before, &Arc::new(settings), &old.clock);
+    new.resize_cap();
+    new
+}
+
 fn fail(backend: &Backend, index: usize, times: usize) {
     for _ in 0..times {
         let others: Vec<usize> = (0..backend.addresses.len())
@@ -168,7 +175,7 @@ fn a_reload_keeps_the_state_of_what_stays() {
         max_in_flight: 2,
         ..settings(&[3, 2, 1])
     };
-    let new = Backend::carried_over(&old, &Arc::new(fewer));
+    let new = after(&old, fewer);
     let figures = new.figures();
     let shown = |index: usize| {
         let one: &AddressFigures = &figures[index];
@@ -191,7 +198,7 @@ fn a_reload_keeps_the_state_of_what_stays() {
     let mut other = settings(&[1, 2]);
     other.breaker.failures = 9;
     other.health = None;
-    let newer = Backend::carried_over(&new, &Arc::new(other));
+    let newer = after(&new, other);
     let figures = newer.figures();
     assert_eq!(figures[0].breaker, BreakerState::Open);
     assert!(figures[1].healthy);
@@ -199,7 +206,7 @@ fn a_reload_keeps_the_state_of_what_stays() {
         name: "another".to_owned(),
         ..settings(&[1])
     };
-    let renamed = Backend::carried_over(&newer, &Arc::new(renamed));
+    let renamed = after(&newer, renamed);
     assert_eq!(renamed.figures()[0].breaker, BreakerState::Closed);
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::config::Upstream;
 use crate::ledger::RecordId;
 
 /// Between two looks at one record.
@@ -22,7 +23,7 @@ const SHARE: usize = 4;
 /// The looks of all workers.
 #[derive(Debug)]
 pub(in crate::gate) struct Looks {
-    recent: Mutex<HashMap<RecordId, Last>>,
+    recent: Arc<Mutex<HashMap<RecordId, Last>>>,
     /// By upstream.
     permits: Vec<Arc<Semaphore>>,
 }
@@ -46,12 +47,23 @@ impl Last {
 }
 
 impl Looks {
-    /// For upstreams that take so many calls at once.
-    pub(in crate::gate) fn new(max_in_flight: impl Iterator<Item = usize>) -> Self {
-        let permits = max_in_flight.map(|calls| Arc::new(Semaphore::new((calls / SHARE).max(1))));
+    /// For these upstreams.
+    pub(in crate::gate) fn new(upstreams: &[Arc<Upstream>]) -> Self {
+        let permits = upstreams.iter().map(|upstream| {
+            let most = (upstream.max_in_flight / SHARE).max(1);
+            Arc::new(Semaphore::new(most))
+        });
         Self {
-            recent: Mutex::default(),
+            recent: Arc::default(),
             permits: permits.collect(),
+        }
+    }
+
+    /// For other upstreams; what was looked at lately stays known.
+    pub(in crate::gate) fn after(&self, upstreams: &[Arc<Upstream>]) -> Self {
+        Self {
+            recent: Arc::clone(&self.recent),
+            ..Self::new(upstreams)
         }
     }
 
@@ -130,7 +142,20 @@ mod tests {
     const START: Duration = Duration::from_secs(100);
 
     fn looks() -> Looks {
-        Looks::new([1_000_000, 1].into_iter())
+        let upstream = |max_in_flight| {
+            Arc::new(Upstream {
+                max_in_flight,
+                ..Upstream::clone(&usual_upstream())
+            })
+        };
+        Looks::new(&[upstream(1_000_000), upstream(1)])
+    }
+
+    fn usual_upstream() -> Arc<Upstream> {
+        let text = include_str!("../../../config/demo.toml");
+        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+        let loaded = crate::config::load_text(text, "demo.toml", &directory, &[]).unwrap();
+        Arc::clone(&loaded.settings.upstreams[0])
     }
 
     #[test]

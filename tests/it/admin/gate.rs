@@ -11,7 +11,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::StatusCode;
 use tikigate::admin::{
-    self, AdminSettings, Control, Limits, Phase, Readiness, SendNow, SendNowError, SendingNow,
+    self, Access, AdminSettings, Control, Limits, Phase, Readiness, SendNow, SendNowError,
+    SendingNow,
 };
 use tikigate::config::{AdminToken, Secret};
 use tikigate::ledger::{
@@ -465,12 +466,12 @@ impl Gate {
             looks_until_gone: AtomicU32::new(3),
             shutdown: shutdown.clone(),
         });
+        let tokens = [
+            token("ci", "ffffffffffffffffffffffffffffffff"),
+            token("ops", TOKEN),
+        ];
         let settings = AdminSettings {
-            tokens: vec![
-                token("ci", "ffffffffffffffffffffffffffffffff"),
-                token("ops", TOKEN),
-            ],
-            hosts: vec!["gate.internal".to_owned()],
+            access: Access::new(&tokens, vec!["gate.internal".to_owned()]),
             limits,
         };
         let socket = socket.map(|name| directory.path().join(name));
