@@ -239,6 +239,9 @@ fn promtool_accepts_every_family() {
     metrics.ledger_commit(Duration::from_millis(2));
     let ends = vec![("server.tls.certificate".to_owned(), SystemTime::now())];
     metrics.configuration().certificates(ends);
+    let listeners = &metrics.sources().listeners;
+    listeners.refused(ListenerName::Server, ConnectionRefused::Share);
+    listeners.handshake(ListenerName::Server, TlsVersion::V1_3);
     let text = metrics.render(&ledger());
     for declared in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let name = declared.split(' ').next().unwrap();
