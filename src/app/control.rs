@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, AdminSettings, Readiness, SendNow, SendNowError, SendingNow};
 use crate::clock::Clock;
 use crate::config::Settings;
-use crate::gate::{Common, Current, NotSentNow, SentNow, keep_looking};
+use crate::gate::{Common, Current, NotSentNow, SentNow, keep_checking, keep_looking};
 use crate::ledger::{Ledger, RecordId, State, Stats};
 use crate::metrics::{LedgerFigures, Metrics, OutboxFigures, StateFigures};
 use crate::outbound::outbox::{self, Outbox};
@@ -68,6 +68,8 @@ impl Control {
         let life = Arc::clone(&control.life);
         let looking_around = keep_looking(control.gate.clone());
         tokio::spawn(life.draining().run_until_cancelled_owned(looking_around));
+        let checking = keep_checking(control.gate.clone());
+        tokio::spawn(life.draining().run_until_cancelled_owned(checking));
         let server = &settings.server;
         let connections = || {
             let outbound = control.outbound.as_ref();
@@ -125,8 +127,11 @@ impl admin::Control for Control {
             .set_limited_addresses(self.common.limited_addresses());
         let connections = &self.metrics.sources().connections;
         connections.store(self.connections.connections(), Ordering::Relaxed);
+        let gate = self.gate.get();
+        let addresses = gate.common().backends().iter();
         let figures = LedgerFigures {
             outbox: outbox.map(outbox_figures),
+            addresses: addresses.flat_map(|backend| backend.figures()).collect(),
             ..figures(ledger)
         };
         self.metrics.render(&figures)
@@ -181,6 +186,7 @@ fn figures(stats: Option<&Stats>) -> LedgerFigures {
     };
     LedgerFigures {
         outbox: None,
+        addresses: Vec::new(),
         states: stats.map(of).unwrap_or_default(),
     }
 }

@@ -70,6 +70,13 @@ impl fmt::Display for ConnectFaultKind {
 }
 
 impl ConnectFault {
+    /// Whether this machine is to blame and not the other end: it has no descriptor or port left.
+    pub fn is_our_own(&self) -> bool {
+        // EMFILE, ENFILE, EADDRNOTAVAIL on Linux; the standard library has a kind for the last alone.
+        self.source.kind() == io::ErrorKind::AddrNotAvailable
+            || matches!(self.source.raw_os_error(), Some(23 | 24))
+    }
+
     fn timeout() -> Self {
         Self {
             kind: ConnectFaultKind::Timeout,

@@ -7,6 +7,7 @@
 mod answer;
 mod connect;
 mod linger;
+mod patience;
 mod pool;
 mod stream;
 
@@ -18,7 +19,7 @@ use bytes::Bytes;
 use http::Request;
 use http::header::{CONNECTION, HeaderValue};
 use http_body_util::Full;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 pub use answer::{BackendAnswer, SendFault, SendFaultKind, Sent};
 pub use connect::{ConnectFault, ConnectFaultKind};
@@ -26,6 +27,7 @@ pub use connect::{ConnectFault, ConnectFaultKind};
 use crate::config::Endpoint;
 use connect::Target;
 use linger::Linger;
+use patience::patiently;
 use pool::{Link, Pool};
 
 /// One worker's way to one backend. Cheap to clone; the clones share their connections.
@@ -64,10 +66,18 @@ pub struct Reserved {
 }
 
 impl Upstream {
-    /// A way to the backend that `settings` describe. Connects to nothing yet.
+    /// A way to the first address of the backend that `settings` describe. Connects to nothing yet.
     pub fn new(settings: Arc<crate::config::Upstream>) -> Self {
+        Self::to(settings, 0)
+    }
+
+    /// A way to the address with this index. Connects to nothing yet.
+    ///
+    /// # Panics
+    /// The settings have no such address.
+    pub fn to(settings: Arc<crate::config::Upstream>, index: usize) -> Self {
         let shared = Shared {
-            target: Target::from(&settings.endpoints[0]),
+            target: Target::from(&settings.endpoints[index]),
             pool: Pool::new(settings.max_in_flight),
             linger: Linger::new(),
             settings,
@@ -151,12 +161,34 @@ impl Reserved {
     /// No whole answer came. The fault says whether anything was sent; after [`Sent::Nothing`]
     /// the request may be sent again on another connection.
     pub async fn send(
-        mut self,
+        self,
         request: Request<Bytes>,
         deadline: Instant,
         answer_limit: usize,
     ) -> Result<BackendAnswer, SendFault> {
-        let answer = send(&mut self.link, self.kind, request, deadline, answer_limit).await?;
+        self.send_noting(request, deadline, deadline, || (), answer_limit)
+            .await
+    }
+
+    /// The same, but if the answer isn't there by `soon`, `late` is called then and it is waited for
+    /// until `deadline`.
+    ///
+    /// # Errors
+    /// As for [`Reserved::send`].
+    pub async fn send_noting(
+        mut self,
+        request: Request<Bytes>,
+        soon: Instant,
+        deadline: Instant,
+        late: impl FnOnce(),
+        answer_limit: usize,
+    ) -> Result<BackendAnswer, SendFault> {
+        let patience = Patience {
+            soon,
+            deadline,
+            late,
+        };
+        let answer = send(&mut self.link, self.kind, request, patience, answer_limit).await?;
         if !answer.oversized {
             self.upstream.shared.put_away(self.link, self.kind);
         }
@@ -196,7 +228,19 @@ pub async fn call(
 ) -> Result<BackendAnswer, CallFault> {
     let mut link = connect(&Target::from(endpoint), deadline).await?;
     let kind = ConnectionKind::Fresh;
-    Ok(send(&mut link, kind, request, deadline, answer_limit).await?)
+    let patience = Patience {
+        soon: deadline,
+        deadline,
+        late: || (),
+    };
+    Ok(send(&mut link, kind, request, patience, answer_limit).await?)
+}
+
+/// Until when an answer is waited for.
+struct Patience<L> {
+    soon: Instant,
+    deadline: Instant,
+    late: L,
 }
 
 async fn connect(target: &Target, deadline: Instant) -> Result<Box<Link>, ConnectFault> {
@@ -209,9 +253,14 @@ async fn send(
     link: &mut Link,
     kind: ConnectionKind,
     mut request: Request<Bytes>,
-    deadline: Instant,
+    patience: Patience<impl FnOnce()>,
     answer_limit: usize,
 ) -> Result<BackendAnswer, SendFault> {
+    let Patience {
+        soon,
+        deadline,
+        late,
+    } = patience;
     // A timeout looks at the time only after a first turn, in which the request would go out.
     if deadline <= Instant::now() {
         return Err(SendFault::new(SendFaultKind::Timeout, &link.meter));
@@ -224,8 +273,8 @@ async fn send(
         link.is_silent();
     }
     let exchange = answer::exchange(link, request.map(Full::new), answer_limit);
-    match timeout_at(deadline, exchange).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(SendFault::new(SendFaultKind::Timeout, &link.meter)),
+    match patiently(exchange, soon, deadline, late).await {
+        Some(outcome) => outcome,
+        None => Err(SendFault::new(SendFaultKind::Timeout, &link.meter)),
     }
 }

@@ -13,6 +13,7 @@ use crate::metrics::Suspicion;
 
 use super::Gate;
 use super::answer::Answer;
+use super::backend::{Pass, Shut};
 use super::call::Facts;
 use super::confirm::confirm;
 use super::forward::{Deadlines, Sending, forward, note};
@@ -57,11 +58,13 @@ pub(super) async fn fetch(gate: &Arc<Gate>, parcel: Parcel) -> Result<Answer, Re
         send_by: parcel.answer_by(),
         settle_by: parcel.answer_by(),
     };
+    let pass = gate.common.backends[parcel.plan.route.upstream].pass()?;
     let sending = Sending {
         fence: None,
         running: None,
         attempt: 1,
         marks: Marks::default(),
+        pass: Some(pass),
         deadlines,
     };
     let sent = forward(gate, &parcel, sending).await;
@@ -81,11 +84,16 @@ async fn unkeyed(
     if gate.common.signatures.is_answered(signature) {
         return Verdict::Shared(Err(Refusal::Replayed(Reuse::Answered)));
     }
+    let pass = match gate.common.backends[parcel.plan.route.upstream].pass() {
+        Ok(pass) => pass,
+        Err(shut) => return unavailable(shut),
+    };
     let sending = Sending {
         fence: None,
         running: Some(Arc::clone(running)),
         attempt: 1,
         marks: Marks::default(),
+        pass: Some(pass),
         deadlines,
     };
     let sent = forward(gate, parcel, sending).await;
@@ -104,7 +112,7 @@ async fn keyed(
     running: &Arc<Running>,
     deadlines: Deadlines,
 ) -> Verdict {
-    let (fence, marks) = match claim(gate, parcel, identity, running, deadlines).await {
+    let (fence, marks, pass) = match claim(gate, parcel, identity, running, deadlines).await {
         Ok(granted) => granted,
         Err(verdict) => return verdict,
     };
@@ -116,6 +124,7 @@ async fn keyed(
         running: Some(Arc::clone(running)),
         attempt: fence.attempt,
         marks,
+        pass,
         deadlines,
     };
     let sent = forward(gate, parcel, sending).await;
@@ -137,6 +146,9 @@ async fn keyed(
 
 /// Claims the message; where it may not run, what its caller gets.
 ///
+/// Nothing is claimed without a pass to call the backend. A pass that was there is dropped before
+/// anything is waited for but the ledger: it may be the one trial of an address.
+///
 /// On a route with `confirm` Tiki is asked in between, if the ledger doesn't know the answer already.
 /// An attempt of another process is waited for, and the backend is asked about one whose outcome is
 /// unknown; then the ledger is asked again. Both end by Tiki's deadline, without a permit of the
@@ -147,7 +159,7 @@ async fn claim(
     identity: &Identity,
     running: &Running,
     deadlines: Deadlines,
-) -> Result<(Fence, Marks), Verdict> {
+) -> Result<(Fence, Marks, Option<Pass>), Verdict> {
     let Some(rule) = &parcel.plan.route.idempotency else {
         // An identity comes from this rule alone.
         return Err(Verdict::Own(Refusal::LedgerUnavailable(
@@ -156,9 +168,13 @@ async fn claim(
     };
     let mut probe = rule.probe.as_ref();
     let mut confirmed = !parcel.plan.route.confirm;
+    let backend = &gate.common.backends[parcel.plan.route.upstream];
     loop {
         let mut claim = claim_of(gate, parcel, identity, rule, deadlines);
-        if !confirmed {
+        let pass = backend.pass();
+        if pass.is_err() {
+            claim.admission = Admission::AnswersOnly;
+        } else if !confirmed {
             // First what the ledger knows: a duplicate needs no word of Tiki's.
             claim.admission = Admission::KnownOnly;
         }
@@ -166,14 +182,25 @@ async fn claim(
         if let Some(suspicion) = suspicion(&outcome) {
             note_suspicion(gate, parcel, suspicion);
         }
+        let pass = match (pass, &outcome) {
+            (Err(shut), ClaimOutcome::Claimable) => return Err(unavailable(shut)),
+            // An old copy of a message that the ledger doesn't know is told that it is old.
+            (Err(shut), ClaimOutcome::Unfamiliar) if parcel.admission == Admission::Any => {
+                return Err(unavailable(shut));
+            }
+            (pass, _) => pass.ok(),
+        };
         match outcome {
+            ClaimOutcome::Granted(fence, marks) if confirmed => {
+                return Ok((fence, marks, pass));
+            }
             ClaimOutcome::Granted(fence, marks) => {
-                if !confirmed {
-                    confirm_known(gate, parcel, fence, deadlines).await?;
-                }
-                return Ok((fence, marks));
+                drop(pass);
+                confirm_known(gate, parcel, fence, deadlines).await?;
+                return Ok((fence, marks, None));
             }
             ClaimOutcome::Unfamiliar if !confirmed && parcel.admission == Admission::Any => {
+                drop(pass);
                 let confirming = confirm(gate, parcel, deadlines.send_by);
                 confirming
                     .await
@@ -181,12 +208,14 @@ async fn claim(
                 confirmed = true;
             }
             ClaimOutcome::Running(fence) => {
+                drop(pass);
                 running.reach(Stage::Elsewhere);
                 if !ended_elsewhere(gate, fence, deadlines.send_by).await {
                     return Err(Verdict::Shared(Err(Refusal::InProgress(Wait::Elsewhere))));
                 }
             }
             ClaimOutcome::Held(id, hold) => {
+                drop(pass);
                 // What is held as a possible duplicate was never sent: the backend knows nothing of it.
                 let probe = probe.take().filter(|_| hold != Hold::PossibleDuplicate);
                 let settled = match probe {
@@ -303,6 +332,11 @@ fn note_suspicion(gate: &Gate, parcel: &Parcel, suspicion: Suspicion) {
     let _ = parcel.facts.suspicion.set(suspicion);
 }
 
+/// No address may be called.
+fn unavailable(shut: Shut) -> Verdict {
+    Verdict::Shared(Err(shut.into()))
+}
+
 /// What a claim that was not granted means for the caller.
 fn not_granted(outcome: ClaimOutcome, dated: Option<Dated>) -> Verdict {
     let refusal = match outcome {
@@ -316,7 +350,7 @@ fn not_granted(outcome: ClaimOutcome, dated: Option<Dated>) -> Verdict {
             };
             return Verdict::Own(Refusal::OutOfWindow(dated));
         }
-        // Granted is the caller's case; Running is another process's.
+        // Granted and Claimable are the caller's cases; Running is another process's.
         ClaimOutcome::Dropped(_, kept) => {
             return Verdict::Shared(Ok(Answer {
                 kept,
@@ -324,7 +358,7 @@ fn not_granted(outcome: ClaimOutcome, dated: Option<Dated>) -> Verdict {
                 attempt: None,
             }));
         }
-        ClaimOutcome::Running(_) | ClaimOutcome::Granted(..) => {
+        ClaimOutcome::Running(_) | ClaimOutcome::Granted(..) | ClaimOutcome::Claimable => {
             Refusal::InProgress(Wait::Elsewhere)
         }
     };

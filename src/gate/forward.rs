@@ -1,24 +1,29 @@
-//! Towards the backend: a clean request over the tower stack `in-flight cap · backend`.
+//! Towards the backend: a clean request, on its way through three steps.
+//!
+//! ```text
+//! in-flight cap   the client's turn among those who wait; the place is kept until the call has settled
+//! breaker         the pass that came with the call, or another: an address that may be called
+//! backend         connect · check the claim · send · tell the breaker what came of it
+//! ```
+//! Only while it is certain that no byte was sent, a call goes on to another connection or address.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::time::Instant as StdInstant;
 
 use bytes::Bytes;
-use http::Request;
-use tokio::sync::Semaphore;
+use http::{Request, StatusCode};
+use smallvec::SmallVec;
 use tokio::time::Instant;
-use tower::limit::{ConcurrencyLimit, GlobalConcurrencyLimitLayer};
-use tower::{Layer, Service, ServiceExt};
 
-use crate::client::{BackendAnswer, ConnectionKind, SendFaultKind, Sent, Upstream};
+use crate::client::{BackendAnswer, ConnectFault, ConnectFaultKind, ConnectionKind};
+use crate::client::{Reserved, SendFault, SendFaultKind, Sent};
 use crate::config::OnUnknown;
 use crate::failpoint;
-use crate::ledger::{Fence, Ledger, LedgerError, Marks, PermitError};
+use crate::ledger::{Fence, LedgerError, Marks, PermitError};
 
 use super::Gate;
+use super::backend::{Pass, Shut};
 use super::parcel::Parcel;
 use super::refusal::UpstreamFault;
 use super::route::RoutePlan;
@@ -30,9 +35,12 @@ pub(super) const NOT_SENT: &str = "not_sent";
 /// The in-flight cap gave no permit while Tiki waited.
 pub(super) const OVERLOADED: &str = "overloaded";
 
-/// Connections that are tried for one call: kept ones that turned out to be closed before a byte was
-/// written, and at last another.
+/// Connections that are tried for one call at one address: kept ones that turned out to be closed
+/// before a byte was written, and at last another.
 const CONNECTIONS: usize = 3;
+
+/// Addresses that are tried for one call.
+const ADDRESSES: usize = 3;
 
 /// How a parcel is sent.
 pub(super) struct Sending {
@@ -44,6 +52,8 @@ pub(super) struct Sending {
     pub(super) attempt: u32,
     /// What the backend is told of it.
     pub(super) marks: Marks,
+    /// The right to call the backend; if it doesn't hold any more, another one is asked for.
+    pub(super) pass: Option<Pass>,
     /// Until when.
     pub(super) deadlines: Deadlines,
 }
@@ -73,8 +83,8 @@ impl Deadlines {
 pub(super) enum ForwardFault {
     /// Certain that nothing was sent, and why.
     NotSent(&'static str),
-    /// A kept connection turned out to be closed before a byte was written: another may do.
-    Stale,
+    /// Nothing was sent: no address may be called.
+    Unavailable(Shut),
     /// The claim no longer held; nothing was sent.
     Fenced,
     /// The ledger could not say whether the claim holds; nothing was sent.
@@ -85,7 +95,7 @@ pub(super) enum ForwardFault {
     MaybeSent(UpstreamFault),
 }
 
-/// Sends a parcel through the tower stack of its backend.
+/// Sends a parcel to its backend.
 pub(super) async fn forward(
     gate: &Gate,
     parcel: &Parcel,
@@ -99,7 +109,7 @@ pub(super) async fn forward(
     }
     let result = tokio::select! {
         biased;
-        result = on_connections(gate, parcel, sending) => result,
+        result = in_turn(gate, parcel, sending) => result,
         () = aborted => Err(match running {
             Some(running) if !running.has_reached(Stage::Sending) => ForwardFault::NotSent(NOT_SENT),
             _ => ForwardFault::MaybeSent(UpstreamFault::Abandoned),
@@ -112,10 +122,8 @@ pub(super) async fn forward(
     let unreachable =
         matches!(&result, Err(ForwardFault::NotSent(word)) if word.starts_with("connect_"));
     if unreachable || result.is_ok() {
-        note(
-            &gate.common.unreachable[parcel.plan.route.upstream],
-            unreachable,
-        );
+        let backend = &gate.common.backends[parcel.plan.route.upstream];
+        backend.note_unreachable(unreachable);
     }
     if let Ok(answer) = &result {
         let _ = facts.upstream_status.set(answer.status.as_u16());
@@ -131,43 +139,149 @@ pub(super) fn note(flag: &AtomicBool, trouble: bool) {
     }
 }
 
-/// Sends on one connection after another, as long as it is certain that none took a byte.
-async fn on_connections(
+/// Waits for a place, and sends at an address that may be called.
+async fn in_turn(
     gate: &Gate,
     parcel: &Parcel,
-    sending: Sending,
+    mut sending: Sending,
 ) -> Result<BackendAnswer, ForwardFault> {
-    for _ in 0..CONNECTIONS {
-        match on_one_connection(gate, parcel, &sending).await {
-            Err(ForwardFault::Stale) => {}
-            other => return other,
+    let backend = &gate.common.backends[parcel.plan.route.upstream];
+    let turn = backend.cap().acquire(&parcel.client.id);
+    let _place = tokio::time::timeout_at(sending.deadlines.send_by, turn)
+        .await
+        .map_err(|_| ForwardFault::NotSent(OVERLOADED))?;
+    // While the call waited its address may have failed others.
+    let mut pass = match sending.pass.take().filter(Pass::still_holds) {
+        Some(pass) => pass,
+        None => backend.pass().map_err(ForwardFault::Unavailable)?,
+    };
+    let mut tried: SmallVec<[usize; ADDRESSES]> = SmallVec::new();
+    loop {
+        let word = match at_one_address(gate, parcel, &sending, &mut pass).await {
+            Err(Unsent::ThereAtLeast(word)) => word,
+            Err(Unsent::Anywhere(fault)) => return Err(fault),
+            Ok(answer) => return Ok(answer),
+        };
+        tried.push(pass.index());
+        let over = tried.len() >= ADDRESSES || Instant::now() >= sending.deadlines.send_by;
+        match backend.pass_beyond(&tried) {
+            Ok(next) if !over => pass = next,
+            _ => return Err(ForwardFault::NotSent(word)),
         }
     }
-    Err(ForwardFault::NotSent(NOT_SENT))
 }
 
-async fn on_one_connection(
+/// What a try at one address came to that brought no answer.
+enum Unsent {
+    /// There was no connection: another address may do.
+    ThereAtLeast(&'static str),
+    /// The call's end; something may have been sent.
+    Anywhere(ForwardFault),
+}
+
+/// Sends on one connection after another, as long as it is certain that none took a byte.
+async fn at_one_address(
     gate: &Gate,
     parcel: &Parcel,
     sending: &Sending,
-) -> Result<BackendAnswer, ForwardFault> {
-    let request = parcel
-        .request(sending.attempt, sending.marks)
-        .map_err(|_| ForwardFault::NotSent(NOT_SENT))?;
-    let mut stack = gate.stacks[parcel.plan.route.upstream].clone();
-    let ready = tokio::time::timeout_at(sending.deadlines.send_by, stack.ready()).await;
-    let stack = ready.map_err(|_| ForwardFault::NotSent(OVERLOADED))??;
-    let fence = sending.fence;
-    let outgoing = Outgoing {
-        request,
-        kind: connection_kind(&parcel.plan),
-        answer_limit: parcel.plan.route.answer_limit,
-        send_by: sending.deadlines.send_by,
-        settle_by: sending.deadlines.settle_by,
-        fence: fence.map(|fence| (Arc::clone(&gate.common.ledger), fence)),
-        running: sending.running.clone(),
-    };
-    stack.call(outgoing).await
+    pass: &mut Pass,
+) -> Result<BackendAnswer, Unsent> {
+    let kind = connection_kind(&parcel.plan);
+    for _ in 0..CONNECTIONS {
+        let request = (parcel.request(sending.attempt, sending.marks))
+            .map_err(|_| Unsent::Anywhere(ForwardFault::NotSent(NOT_SENT)))?;
+        let reserved = connect(gate, parcel, sending, pass, kind).await?;
+        may_be_sent(gate, sending).await.map_err(Unsent::Anywhere)?;
+        if let Some(running) = &sending.running {
+            running.reach(Stage::Sending);
+        }
+        failpoint::reach("before_first_byte");
+        let fault = match exchange(parcel, sending, pass, reserved, request).await {
+            Ok(answer) => return Ok(answer),
+            Err(fault) => fault,
+        };
+        match (fault.sent, kind) {
+            (Sent::Maybe, _) => return Err(Unsent::Anywhere(maybe_sent(fault.kind))),
+            // A kept connection that the backend closed meanwhile says nothing of it.
+            (Sent::Nothing, ConnectionKind::Pooled) => {}
+            (Sent::Nothing, ConnectionKind::Fresh) => break,
+        }
+    }
+    pass.failed();
+    Err(Unsent::Anywhere(ForwardFault::NotSent(NOT_SENT)))
+}
+
+async fn connect(
+    gate: &Gate,
+    parcel: &Parcel,
+    sending: &Sending,
+    pass: &mut Pass,
+    kind: ConnectionKind,
+) -> Result<Reserved, Unsent> {
+    let upstream = &gate.upstreams[parcel.plan.route.upstream][pass.index()];
+    let send_by = sending.deadlines.send_by;
+    let whole_time = Instant::now() + parcel.plan.upstream.connect_timeout <= send_by;
+    let reserved = upstream.reserve(kind, send_by).await;
+    reserved.map_err(|fault| {
+        if is_the_addresses(&fault, whole_time) {
+            pass.failed();
+        }
+        Unsent::ThereAtLeast(fault.kind.as_str())
+    })
+}
+
+/// Whether a connect failed by the address's doing, and not for want of time or of something here.
+fn is_the_addresses(fault: &ConnectFault, whole_time: bool) -> bool {
+    let cut_short = fault.kind == ConnectFaultKind::Timeout && !whole_time;
+    !cut_short && !fault.is_our_own()
+}
+
+/// Checks the claim and the time. Between this and the first byte nothing waits.
+async fn may_be_sent(gate: &Gate, sending: &Sending) -> Result<(), ForwardFault> {
+    let send_by = sending.deadlines.send_by;
+    if let Some(fence) = sending.fence {
+        let permit = tokio::time::timeout_at(send_by, gate.common.ledger.permit(fence))
+            .await
+            .map_err(|_| ForwardFault::NotSent(NOT_SENT))?
+            .map_err(|error| match error {
+                PermitError::Fenced => ForwardFault::Fenced,
+                PermitError::Ledger(error) => ForwardFault::Ledger(error),
+            })?;
+        if StdInstant::now() >= permit.valid_until {
+            return Err(ForwardFault::NotSent(NOT_SENT));
+        }
+    }
+    if Instant::now() >= send_by {
+        return Err(ForwardFault::NotSent(NOT_SENT));
+    }
+    Ok(())
+}
+
+/// Sends, and tells the breaker: an answer that isn't there when Tiki must have one is a failure at
+/// that moment, whatever comes later.
+async fn exchange(
+    parcel: &Parcel,
+    sending: &Sending,
+    pass: &mut Pass,
+    reserved: Reserved,
+    request: Request<Bytes>,
+) -> Result<BackendAnswer, SendFault> {
+    let Deadlines { send_by, settle_by } = sending.deadlines;
+    let answer_limit = parcel.plan.route.answer_limit;
+    let sent = reserved.send_noting(request, send_by, settle_by, || pass.failed(), answer_limit);
+    let sent = sent.await;
+    match &sent {
+        Ok(answer) if says_down(answer.status) => pass.failed(),
+        Ok(_) => pass.succeeded(),
+        Err(fault) if fault.sent == Sent::Maybe => pass.failed(),
+        Err(_) => {}
+    }
+    sent
+}
+
+/// Statuses by which a backend, or a proxy in front of it, says that it can't serve.
+fn says_down(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 502..=504)
 }
 
 /// A kept connection that the backend closes at the wrong moment can't be told from a lost answer,
@@ -178,87 +292,6 @@ fn connection_kind(plan: &RoutePlan) -> ConnectionKind {
         Some(OnUnknown::Hold) => ConnectionKind::Fresh,
         Some(OnUnknown::Resend) | None => ConnectionKind::Pooled,
     }
-}
-
-/// One call to the backend.
-pub(super) struct Outgoing {
-    /// What is sent.
-    pub(super) request: Request<Bytes>,
-    /// On which connection.
-    pub(super) kind: ConnectionKind,
-    /// Bytes of the answer that are kept.
-    pub(super) answer_limit: usize,
-    /// Nothing is sent after this.
-    pub(super) send_by: Instant,
-    /// The answer is waited for until then.
-    pub(super) settle_by: Instant,
-    /// The claim that is checked just before the first byte.
-    pub(super) fence: Option<(Arc<dyn Ledger>, Fence)>,
-    /// Told when a byte may have gone out.
-    pub(super) running: Option<Arc<Running>>,
-}
-
-/// A backend behind its in-flight cap. The permit is held until the call has settled, though Tiki
-/// may have been answered long before.
-pub(super) type Stack = ConcurrencyLimit<Backend>;
-
-/// A stack over one worker's connections; `permits` are shared by all workers.
-pub(super) fn stack(upstream: Upstream, permits: Arc<Semaphore>) -> Stack {
-    GlobalConcurrencyLimitLayer::with_semaphore(permits).layer(Backend { upstream })
-}
-
-/// The innermost service: connects, checks the claim, sends.
-#[derive(Clone)]
-pub(super) struct Backend {
-    upstream: Upstream,
-}
-
-impl Service<Outgoing> for Backend {
-    type Response = BackendAnswer;
-    type Error = ForwardFault;
-    type Future = Pin<Box<dyn Future<Output = Result<BackendAnswer, ForwardFault>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ForwardFault>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, outgoing: Outgoing) -> Self::Future {
-        Box::pin(send(self.upstream.clone(), outgoing))
-    }
-}
-
-/// Connects, checks the claim, and sends: between the last two nothing waits.
-async fn send(upstream: Upstream, outgoing: Outgoing) -> Result<BackendAnswer, ForwardFault> {
-    let reserved = upstream
-        .reserve(outgoing.kind, outgoing.send_by)
-        .await
-        .map_err(|fault| ForwardFault::NotSent(fault.kind.as_str()))?;
-    if let Some((ledger, fence)) = &outgoing.fence {
-        let permit = tokio::time::timeout_at(outgoing.send_by, ledger.permit(*fence))
-            .await
-            .map_err(|_| ForwardFault::NotSent(NOT_SENT))?
-            .map_err(|error| match error {
-                PermitError::Fenced => ForwardFault::Fenced,
-                PermitError::Ledger(error) => ForwardFault::Ledger(error),
-            })?;
-        if std::time::Instant::now() >= permit.valid_until {
-            return Err(ForwardFault::NotSent(NOT_SENT));
-        }
-    }
-    if Instant::now() >= outgoing.send_by {
-        return Err(ForwardFault::NotSent(NOT_SENT));
-    }
-    if let Some(running) = &outgoing.running {
-        running.reach(Stage::Sending);
-    }
-    failpoint::reach("before_first_byte");
-    let sent = reserved.send(outgoing.request, outgoing.settle_by, outgoing.answer_limit);
-    sent.await
-        .map_err(|fault| match (fault.sent, outgoing.kind) {
-            (Sent::Maybe, _) => maybe_sent(fault.kind),
-            (Sent::Nothing, ConnectionKind::Pooled) => ForwardFault::Stale,
-            (Sent::Nothing, ConnectionKind::Fresh) => ForwardFault::NotSent(NOT_SENT),
-        })
 }
 
 fn maybe_sent(kind: SendFaultKind) -> ForwardFault {

@@ -12,9 +12,12 @@
 //!  5 bind          the signature counts on one route, once where nothing else tells         → Bound
 //!  6 throttle      the client's rate and share, which a forger can't spend                  → Claimable
 //!  7 idempotency   claim → run once, detached → record → answer; or replay; or join         → Answer
-//! ── tower stack towards the backend: in-flight cap · backend
+//! ── towards the backend: in-flight cap, fair between clients · breaker · backend            (backend)
 //!    forward       clean headers, call the backend, classify its answer                     (attempt, outcome)
 //! ```
+//!
+//! Step 7 takes a pass of the breaker before it claims: while no address may be called, nothing is claimed,
+//! and what the ledger knows is still answered.
 //!
 //! On routes with `confirm`, step 7 asks Tiki about the transaction between its look into the ledger and
 //! its claim (`confirm`). Beside calls, on the control thread: `rounds` asks backends about calls whose outcome nobody knows
@@ -30,6 +33,7 @@ mod answer;
 pub mod arrivals;
 mod attempt;
 pub mod authenticate;
+mod backend;
 pub mod bind;
 pub mod call;
 mod confirm;
@@ -66,7 +70,6 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::{Service, ServiceBuilder};
@@ -101,6 +104,7 @@ use throttle::{Room, throttle};
 use validate::validate;
 
 pub use answer::Answer;
+pub use backend::{Backend, keep_checking};
 pub use current::Current;
 pub use refusal::Refusal;
 pub use rounds::{Rounds, keep_looking};
@@ -109,9 +113,8 @@ pub use send_now::{NotSentNow, SentNow};
 /// One worker's gate: what all workers share, and this worker's own connections, log and metrics.
 pub struct Gate {
     common: Arc<Common>,
-    stacks: Vec<forward::Stack>,
-    /// The same connections without the stack, for looks.
-    upstreams: Vec<Upstream>,
+    /// By upstream and address.
+    upstreams: Vec<Vec<Upstream>>,
     /// To ask Tiki, on connections of its own; none where no route wants that.
     confirmer: Option<Arc<Confirmer>>,
     request_ids: Arc<RequestIds>,
@@ -127,19 +130,11 @@ impl Gate {
         log: AccessLog,
         random: u64,
     ) -> Arc<Self> {
-        let upstreams = common.settings.upstreams.iter().map(Arc::clone);
-        let upstreams: Vec<Upstream> = upstreams.map(Upstream::new).collect();
-        let permits = common.upstream_permits.iter().map(Arc::clone);
-        let stacks = upstreams
-            .iter()
-            .cloned()
-            .zip(permits)
-            .map(|(upstream, permits)| forward::stack(upstream, permits))
-            .collect();
+        let upstreams = common.settings.upstreams.iter();
+        let upstreams = upstreams.map(addresses_of).collect();
         Arc::new(Self {
             confirmer: common.confirmer().map(Arc::new),
             common,
-            stacks,
             upstreams,
             request_ids: Arc::new(RequestIds::new(random)),
             metrics,
@@ -151,25 +146,19 @@ impl Gate {
     pub fn renewed(&self, common: Arc<Common>, metrics: metrics::Worker) -> Arc<Self> {
         let kept = |settings: &Arc<config::Upstream>| {
             let mut known = self.upstreams.iter();
-            known.find(|known| known.settings() == &**settings).cloned()
+            let same = |known: &&Vec<Upstream>| {
+                (known.first()).is_some_and(|first| first.settings() == &**settings)
+            };
+            known.find(same).cloned()
         };
-        let upstreams: Vec<Upstream> = common
-            .settings
-            .upstreams
-            .iter()
-            .map(|settings| kept(settings).unwrap_or_else(|| Upstream::new(Arc::clone(settings))))
-            .collect();
-        let stacks = upstreams
-            .iter()
-            .cloned()
-            .zip(common.upstream_permits.iter().map(Arc::clone))
-            .map(|(upstream, permits)| forward::stack(upstream, permits))
+        let upstreams = common.settings.upstreams.iter();
+        let upstreams = upstreams
+            .map(|settings| kept(settings).unwrap_or_else(|| addresses_of(settings)))
             .collect();
         let confirmer = self.confirmer.clone();
         Arc::new(Self {
             confirmer: confirmer.or_else(|| common.confirmer().map(Arc::new)),
             common,
-            stacks,
             upstreams,
             request_ids: Arc::clone(&self.request_ids),
             metrics,
@@ -269,13 +258,12 @@ pub struct Common {
     own_lifetime: Arc<AtomicDuration>,
     ledger: Arc<dyn Ledger>,
     owner: Owner,
-    upstream_permits: Vec<Arc<Semaphore>>,
+    /// By upstream: what is known of it, and how much runs there.
+    backends: Vec<Arc<Backend>>,
     looks: Looks,
     /// The way to Tiki; none where the outbound direction is off.
     outbound: Option<Arc<Outbound>>,
     outbound_metrics: Arc<OutboundMetrics>,
-    /// By upstream: whether the last call that wanted a connection got none.
-    unreachable: Vec<AtomicBool>,
     /// Whether the ledger's last word to a claim was an error.
     ledger_failing: Arc<AtomicBool>,
     tasks: TaskTracker,
@@ -322,9 +310,8 @@ impl Common {
                 confirms: Confirms::new(&outbound.confirm, Arc::clone(&outbound_metrics)),
             })),
         };
-        let permits = settings.upstreams.iter();
-        let upstream_permits =
-            permits.map(|upstream| Arc::new(Semaphore::new(upstream.max_in_flight)));
+        let backends = settings.upstreams.iter();
+        let backends = backends.map(|upstream| Backend::new(Arc::clone(upstream), clock.clone()));
         let numbers = Arc::new(RouteNumbers::default());
         Ok(Arc::new(Self {
             routes: RouteTable::new(&settings, &numbers)?,
@@ -338,13 +325,8 @@ impl Common {
             own_lifetime,
             outbound,
             outbound_metrics,
-            upstream_permits: upstream_permits.collect(),
+            backends: backends.collect(),
             looks: Looks::new(&settings.upstreams),
-            unreachable: settings
-                .upstreams
-                .iter()
-                .map(|_| AtomicBool::default())
-                .collect(),
             ledger_failing: Arc::default(),
             tasks: TaskTracker::new(),
             abort: CancellationToken::new(),
@@ -375,10 +357,9 @@ impl Common {
             arrivals: Arc::clone(&self.arrivals),
             families: settings.signature.families.clone(),
         };
-        let permits = settings
-            .upstreams
-            .iter()
-            .map(|upstream| Arc::new(Semaphore::new(upstream.max_in_flight)));
+        let backends = settings.upstreams.iter();
+        let backends =
+            backends.map(|upstream| Backend::after(&self.backends, upstream, &self.clock));
         Ok(Arc::new(Self {
             routes: RouteTable::new(&settings, &self.numbers)?,
             numbers: Arc::clone(&self.numbers),
@@ -391,13 +372,8 @@ impl Common {
             own_lifetime: Arc::clone(&self.own_lifetime),
             outbound: self.outbound.clone(),
             outbound_metrics: Arc::clone(&self.outbound_metrics),
-            upstream_permits: permits.collect(),
+            backends: backends.collect(),
             looks: self.looks.after(&settings.upstreams),
-            unreachable: settings
-                .upstreams
-                .iter()
-                .map(|_| AtomicBool::default())
-                .collect(),
             ledger_failing: Arc::clone(&self.ledger_failing),
             tasks: self.tasks.clone(),
             abort: self.abort.clone(),
@@ -416,6 +392,13 @@ impl Common {
         self.own_lifetime.set(longest.max(self.own_lifetime.get()));
         if let Some(outbound) = &self.outbound {
             outbound.accounts.renew(&self.settings);
+        }
+    }
+
+    /// Has the settings' `max_in_flight` hold, for the calls that run already too.
+    pub fn resize_caps(&self) {
+        for backend in &self.backends {
+            backend.resize_cap();
         }
     }
 
@@ -482,11 +465,8 @@ impl Common {
 
     /// What is in trouble by the last calls' experience, one short sentence each.
     pub fn degraded(&self) -> Vec<String> {
-        let upstreams = self.settings.upstreams.iter().zip(&self.unreachable);
-        let mut told: Vec<String> = upstreams
-            .filter(|(_, unreachable)| unreachable.load(Ordering::Relaxed))
-            .map(|(upstream, _)| format!("upstream {} can't be reached", upstream.name))
-            .collect();
+        let backends = self.backends.iter();
+        let mut told: Vec<String> = backends.flat_map(|backend| backend.degraded()).collect();
         if self.ledger_failing.load(Ordering::Relaxed) {
             told.push("the ledger takes no calls".to_owned());
         }
@@ -494,6 +474,11 @@ impl Common {
             told.extend(outbound.accounts.degraded());
         }
         told
+    }
+
+    /// What is known of the backends, by upstream.
+    pub fn backends(&self) -> &[Arc<Backend>] {
+        &self.backends
     }
 
     /// Who the partner's own calls are signed as, where there are any.
@@ -540,6 +525,14 @@ impl Common {
     pub fn refuse_with(&self) -> StatusCode {
         self.settings.signature.refuse_with
     }
+}
+
+/// A worker's ways to the addresses of a backend.
+fn addresses_of(settings: &Arc<config::Upstream>) -> Vec<Upstream> {
+    let addresses = 0..settings.endpoints.len();
+    addresses
+        .map(|index| Upstream::to(Arc::clone(settings), index))
+        .collect()
 }
 
 /// Has each signature of ours remembered as no route's, for as long as any route would take it.

@@ -12,7 +12,6 @@ mod bounds;
 mod judge;
 mod target;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -107,7 +106,7 @@ pub(super) async fn look(
     let common = &gate.common;
     let upstream = plan.route.upstream;
     // A real call that needs the permit comes first: what is left over is for looks.
-    let Ok(_permit) = Arc::clone(&common.upstream_permits[upstream]).try_acquire_owned() else {
+    let Some(_permit) = common.backends[upstream].cap().try_acquire() else {
         return Looked::NotNow;
     };
     let now = || common.clock.monotonic();
@@ -193,7 +192,9 @@ async fn ask(
     request_id: RequestId,
     by: Instant,
 ) -> Result<BackendAnswer, &'static str> {
-    let upstream = &gate.upstreams[plan.route.upstream];
+    // A look says nothing to a breaker: what it asks for isn't what calls do.
+    let address = gate.common.backends[plan.route.upstream].address_for_looks();
+    let upstream = &gate.upstreams[plan.route.upstream][address];
     let request = request(plan, target, request_id).map_err(|_| NOT_SENT)?;
     // A kept connection may turn out to be closed before a byte was written; a new one is not.
     match ask_over(upstream, ConnectionKind::Pooled, request.clone(), by).await {

@@ -51,6 +51,8 @@ pub enum Refusal {
     OutcomeUnknown(Hold),
     /// Certain that nothing was sent to the backend.
     UpstreamUnreachable(&'static str),
+    /// The backend may not be called now; when it may be tried again.
+    UpstreamUnavailable(Unavailable, Duration),
     /// Sent; no whole answer by the deadline.
     UpstreamTimeout,
     /// Sent; an answer that can't be passed on, or none.
@@ -180,6 +182,16 @@ words! {
 }
 
 words! {
+    /// Why no address of a backend may be called.
+    Unavailable {
+        /// Too many calls failed lately.
+        BreakerOpen => "breaker_open",
+        /// Its checks say that it is unwell.
+        Unhealthy => "unhealthy",
+    }
+}
+
+words! {
     /// What kept a sent call from a whole, usable answer.
     UpstreamFault {
         /// The connection was reset.
@@ -229,6 +241,7 @@ const UNREACHABLE: &[&str] = &[
     "connect_timeout",
     "connect_failed",
     "connect_unresolved",
+    "connect_tls",
     "not_sent",
 ];
 
@@ -274,6 +287,7 @@ const TABLE: &[Row] = &[
     Row { code: "unconfirmed", status: 422, message: "the transaction's status says otherwise", reasons: NONE },
     Row { code: "not_confirmed", status: 503, message: "the transaction's status does not confirm it yet, send again later", reasons: Doubt::WORDS },
     Row { code: "address_not_allowed", status: 503, message: "calls from this address are not taken", reasons: NONE },
+    Row { code: "upstream_unavailable", status: 503, message: "the service fails or is down, and nothing was sent: send again later", reasons: Unavailable::WORDS },
 ];
 
 impl Refusal {
@@ -303,6 +317,7 @@ impl Refusal {
             Self::Unconfirmed => 21,
             Self::NotConfirmed(_) => 22,
             Self::AddressNotAllowed => 23,
+            Self::UpstreamUnavailable(..) => 24,
         }
     }
 
@@ -323,6 +338,7 @@ impl Refusal {
             Self::InProgress(wait) => wait.as_str(),
             Self::OutcomeUnknown(hold) => hold.as_str(),
             Self::UpstreamUnreachable(word) => word,
+            Self::UpstreamUnavailable(why, _) => why.as_str(),
             Self::UpstreamFailed(fault) => fault.as_str(),
             Self::LedgerUnavailable(fault) => fault.as_str(),
             Self::BodyTimeout(fault) => fault.as_str(),
@@ -359,7 +375,9 @@ impl Refusal {
     /// When the caller may try again, in whole seconds, for the 503s.
     pub fn retry_after(&self, status: StatusCode) -> Option<u64> {
         match self {
-            Self::RateLimited(_, wait) => Some(wait.as_secs_f64().ceil().max(1.0) as u64),
+            Self::RateLimited(_, wait) | Self::UpstreamUnavailable(_, wait) => {
+                Some(wait.as_secs_f64().ceil().max(1.0) as u64)
+            }
             _ if status == StatusCode::SERVICE_UNAVAILABLE => Some(1),
             _ => None,
         }
@@ -426,6 +444,8 @@ mod tests {
             Refusal::OutcomeUnknown(Hold::LedgerGap),
             Refusal::OutcomeUnknown(Hold::PossibleDuplicate),
             Refusal::UpstreamUnreachable("connect_refused"),
+            Refusal::UpstreamUnreachable("connect_tls"),
+            Refusal::UpstreamUnavailable(Unavailable::Unhealthy, Duration::from_secs(3)),
             Refusal::UpstreamTimeout,
             Refusal::UpstreamFailed(UpstreamFault::Reset),
             Refusal::LedgerUnavailable(LedgerFault::Full),
@@ -446,6 +466,7 @@ mod tests {
             "in_progress",
             "outcome_unknown",
             "upstream_unreachable",
+            "upstream_unavailable",
             "upstream_timeout",
             "upstream_failed",
             "ledger_unavailable",
@@ -498,6 +519,9 @@ mod tests {
             limited.retry_after(StatusCode::SERVICE_UNAVAILABLE),
             Some(2)
         );
+        let open =
+            Refusal::UpstreamUnavailable(Unavailable::BreakerOpen, Duration::from_millis(4200));
+        assert_eq!(open.retry_after(StatusCode::SERVICE_UNAVAILABLE), Some(5));
         assert_eq!(
             Refusal::Draining.retry_after(StatusCode::SERVICE_UNAVAILABLE),
             Some(1)

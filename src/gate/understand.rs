@@ -4,7 +4,7 @@ use crate::client::BackendAnswer;
 use crate::ledger::{Cause, KeptAnswer, LedgerError, Settlement};
 
 use super::answer::Answer;
-use super::forward::{ForwardFault, NOT_SENT, OVERLOADED};
+use super::forward::{ForwardFault, OVERLOADED};
 use super::outcome::{self, Class};
 use super::parcel::Parcel;
 use super::refusal::{LedgerFault, Overload, Refusal};
@@ -64,9 +64,9 @@ fn understand_fault(fault: ForwardFault) -> Understood {
             Settlement::Released(Cause::Borrowed(word)),
             Refusal::UpstreamUnreachable(word),
         ),
-        ForwardFault::Stale => (
-            Settlement::Released(Cause::Borrowed(NOT_SENT)),
-            Refusal::UpstreamUnreachable(NOT_SENT),
+        ForwardFault::Unavailable(shut) => (
+            Settlement::Released(Cause::Borrowed(shut.why.as_str())),
+            Refusal::from(shut),
         ),
         ForwardFault::Fenced => (
             Settlement::Released(Cause::Borrowed("fenced")),

@@ -39,7 +39,7 @@ macro_rules! suite {
             changing: waiting_may_be_given_up, a_claim_after_the_end_sees_it;
             claiming: first_claim_is_granted_and_then_runs, released_key_is_claimed_again,
                 done_is_replayed, unknown_is_held, other_money_conflicts, keys_are_told_apart,
-                only_known_makes_nothing, stricter_policy_holds, given_up_is_no_release_for_a_hold,
+                only_known_makes_nothing, answers_only_claims_nothing, stricter_policy_holds, given_up_is_no_release_for_a_hold,
                 keep_is_only_extended, namespaces_keep_their_definition;
             concurrency: dropped_claim_goes_back, claim_dropped_while_pending_goes_back,
                 one_of_many_threads_is_granted, threads_never_share_an_attempt;

@@ -93,6 +93,8 @@ pub enum Admission {
     Any,
     /// Only a key that has a record already: the message is outside its time window.
     KnownOnly,
+    /// None, and no record is claimed again: the message can't be run now.
+    AnswersOnly,
 }
 
 /// The fields of a message that people search by and probes ask with, by name, such as
@@ -213,8 +215,10 @@ pub enum ClaimOutcome {
     Held(RecordId, Hold),
     /// Another message had this key: its money fields differ.
     Conflict(RecordId),
-    /// Unknown, and [`Admission::KnownOnly`] was asked.
+    /// Unknown, and [`Admission::Any`] was not asked.
     Unfamiliar,
+    /// Its record was released and may be claimed again, but [`Admission::AnswersOnly`] was asked.
+    Claimable,
 }
 
 /// Why a key is held.

@@ -10,6 +10,7 @@
 //! Routes, refusals and secrets are known before the first request, so each has its own cell and a
 //! request names it by number; a reload gives each worker new numbers for cells that stay ([`series`]). Nothing that a caller sends ever becomes a label.
 
+mod backends;
 mod cells;
 mod configuration;
 mod exposition;
@@ -24,6 +25,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
+pub use backends::{AddressFigures, BreakerState};
 use cells::{Cells, Histogram};
 pub use configuration::ConfigurationMetrics;
 pub use outbound::{Confirmation, OutboundCall, OutboundMetrics, OutboxFigures};
@@ -253,14 +255,16 @@ impl Suspicion {
     }
 }
 
-/// What the ledger holds at the time of a scrape. Empty when the ledger can't say: its series are
-/// then absent, which alerts can tell from zero.
+/// What others hold at the time of a scrape, above all the ledger. Empty when the ledger can't say: its
+/// series are then absent, which alerts can tell from zero.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LedgerFigures {
     /// One entry for each state.
     pub states: Vec<StateFigures>,
     /// What the outbox holds, where there is one that can say.
     pub outbox: Option<OutboxFigures>,
+    /// Each address of each backend.
+    pub addresses: Vec<AddressFigures>,
 }
 
 /// What the ledger holds in one state.

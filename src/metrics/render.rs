@@ -7,6 +7,7 @@
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
+use super::backends;
 use super::cells::{self, Histogram, Scale};
 use super::exposition::{Exposition, Kind};
 use super::process::Figures;
@@ -38,6 +39,7 @@ pub(super) fn exposition(metrics: &Metrics, ledger: &LedgerFigures, process: &Fi
         outbound.write(&mut out, ledger.outbox.as_ref());
     }
     metrics.sources.listeners.write(&mut out);
+    backends::write(&mut out, &ledger.addresses);
     load(&mut out, metrics);
     process_families(&mut out, process);
     out.finish()

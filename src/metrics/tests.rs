@@ -27,7 +27,19 @@ fn ledger() -> LedgerFigures {
     };
     LedgerFigures {
         outbox: None,
+        addresses: vec![address(BreakerState::HalfOpen)],
         states: vec![state("done", 7, 1_500), state("unknown", 0, 0)],
+    }
+}
+
+fn address(breaker: BreakerState) -> AddressFigures {
+    AddressFigures {
+        upstream: "legacy".to_owned(),
+        address: "http://127.0.0.1:9000".to_owned(),
+        breaker,
+        healthy: false,
+        in_flight: 3,
+        opened: 2,
     }
 }
 
@@ -227,6 +239,9 @@ fn promtool_accepts_every_family() {
     metrics.ledger_commit(Duration::from_millis(2));
     let ends = vec![("server.tls.certificate".to_owned(), SystemTime::now())];
     metrics.configuration().certificates(ends);
+    let listeners = &metrics.sources().listeners;
+    listeners.refused(ListenerName::Server, ConnectionRefused::Share);
+    listeners.handshake(ListenerName::Server, TlsVersion::V1_3);
     let text = metrics.render(&ledger());
     for declared in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let name = declared.split(' ').next().unwrap();
@@ -256,4 +271,29 @@ fn promtool_accepts_every_family() {
         "{}\n{text}",
         String::from_utf8_lossy(&complaints)
     );
+}
+
+#[test]
+fn each_address_shows_its_state() {
+    let text = metrics().render(&ledger());
+    let labels = r#"{upstream="legacy",address="http://127.0.0.1:9000"}"#;
+    for (name, value) in [
+        ("breaker_state", 1),
+        ("healthy", 0),
+        ("in_flight", 3),
+        ("breaker_opened_total", 2),
+    ] {
+        assert_line(&text, &format!("tikigate_upstream_{name}{labels} {value}"));
+    }
+    for (state, value) in [(BreakerState::Closed, 0), (BreakerState::Open, 2)] {
+        let figures = LedgerFigures {
+            addresses: vec![address(state)],
+            ..LedgerFigures::default()
+        };
+        let text = metrics().render(&figures);
+        assert_line(
+            &text,
+            &format!("tikigate_upstream_breaker_state{labels} {value}"),
+        );
+    }
 }

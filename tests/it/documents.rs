@@ -218,3 +218,38 @@ fn the_table_of_errors_says_whether_tiki_sends_again() {
         assert_eq!(again, expected, "{}", row[0]);
     }
 }
+
+/// The page on security names the tests that show each line: they must be there.
+#[test]
+fn the_tests_that_the_page_on_security_names_exist() {
+    let root = samples::root();
+    let page = fs::read_to_string(root.join("docs/security.md")).unwrap();
+    let code = all_code(&[root.join("src"), root.join("tests/it")]);
+    let mut named = 0;
+    for row in table_rows(&page, "threat") {
+        let tests: Vec<&str> = row[2].split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "no test shows: {}", row[0]);
+        for name in tests {
+            let definition = format!("fn {name}(");
+            assert!(code.contains(&definition), "there is no test {name}");
+            named += 1;
+        }
+    }
+    assert!(named > 30, "{named}");
+}
+
+/// The text of every Rust file in these directories.
+fn all_code(directories: &[PathBuf]) -> String {
+    let mut code = String::new();
+    let mut waiting = directories.to_vec();
+    while let Some(directory) = waiting.pop() {
+        for path in samples::files(&directory) {
+            if path.is_dir() {
+                waiting.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                code.push_str(&fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    code
+}

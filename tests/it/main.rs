@@ -8,6 +8,7 @@
 
 mod admin;
 mod architecture;
+mod backends;
 mod bad_input;
 mod client;
 mod commands;

@@ -233,6 +233,7 @@ impl Reloader {
         let labels = Common::labels(&settings, Sources::default());
         running.metrics.renew(labels.routes, labels.secrets);
         common.renew_accounts();
+        common.resize_caps();
         for (number, current) in running.gates.iter().enumerate() {
             let metrics = running.metrics.worker(number);
             current.replace(current.get().renewed(Arc::clone(&common), metrics));

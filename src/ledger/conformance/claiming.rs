@@ -113,6 +113,32 @@ pub(crate) async fn only_known_makes_nothing(open: Open) {
     assert_eq!(f.granted(dated("b")).await.attempt, 2);
 }
 
+pub(crate) async fn answers_only_claims_nothing(open: Open) {
+    let f = open.one().await;
+    let asking = |message| Claim {
+        admission: Admission::AnswersOnly,
+        ..refund(message)
+    };
+    assert_is!(f.claim(asking("a")).await, ClaimOutcome::Unfamiliar);
+    assert_eq!(f.ledger.stats().await.unwrap().records, [0; 4]);
+    let running = f.granted(refund("a")).await;
+    assert_is!(f.claim(asking("a")).await, ClaimOutcome::Running(fence) if fence == running);
+    f.settle(running, not_applied()).await;
+    let before = f.record(running.record).await;
+    assert_is!(f.claim(asking("a")).await, ClaimOutcome::Claimable);
+    let after = f.record(running.record).await;
+    assert_eq!((after.state, after.version), (before.state, before.version));
+    let again = f.granted(refund("a")).await;
+    assert_eq!(again.attempt, 2);
+    f.settle(again, success()).await;
+    assert_is!(f.claim(asking("a")).await, ClaimOutcome::Done(..));
+    let other = Claim {
+        fingerprint: Fingerprint([9; 32]),
+        ..asking("a")
+    };
+    assert_is!(f.claim(other).await, ClaimOutcome::Conflict(_));
+}
+
 pub(crate) async fn stricter_policy_holds(open: Open) {
     let f = open.one().await;
     // Tightened while the attempt runs.

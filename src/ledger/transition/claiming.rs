@@ -218,6 +218,9 @@ pub(in crate::ledger) fn claim_again(
     let mut step = match (entry.record.state, &entry.record.answer) {
         (State::Done, Some(answer)) => Step::unchanged(ClaimOutcome::Done(id, answer.clone())),
         (State::Claimed, _) => Step::unchanged(ClaimOutcome::Running(entry.fence())),
+        (State::Released, _) if claim.admission == Admission::AnswersOnly => {
+            Step::unchanged(ClaimOutcome::Claimable)
+        }
         (State::Released, _) => claim_released(entry, claim, siblings, moment),
         // A done record without its answer can't be replayed and must not be run.
         (State::Unknown | State::Done, _) => {

@@ -69,6 +69,25 @@ fn sent(status: u16, state: State) -> Result<SentNow, NotSentNow> {
 }
 
 #[tokio::test]
+async fn while_the_breaker_is_open_nothing_is_claimed_and_the_person_is_told() {
+    let backend = losing_one_answer(|| Answer::success().into()).await;
+    let breaker = "[upstreams.legacy.breaker]\nfailures = 1\nopen_for = \"1h\"\n[signature]";
+    let (lab, record) = released(&backend, &[("[signature]", breaker)]).await;
+    let Err(NotSentNow::Refused(why)) = send_now(&lab, &record).await else {
+        panic!("it was sent")
+    };
+    assert!(why.contains("nothing was sent"), "{why}");
+    assert_eq!(backend.requests().len(), 1);
+    let after = lab.record("r-1").await.unwrap();
+    assert_eq!((after.state, after.attempt), (State::Released, 1));
+    // As its trial, once it is due.
+    lab.advance(2 * HOUR);
+    let sent = send_now(&lab, &record).await.unwrap();
+    assert_eq!((sent.status.as_u16(), sent.state), (200, State::Done));
+    assert_eq!(backend.requests().len(), 2);
+}
+
+#[tokio::test]
 async fn the_kept_call_goes_out_as_an_attempt_of_its_own() {
     let backend = losing_one_answer(|| Answer::json(201, r#"{"n":2}"#).into()).await;
     let forwarding = (

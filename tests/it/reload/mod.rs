@@ -1,5 +1,6 @@
 //! A configuration that changes while calls run.
 
+mod certificates;
 mod load;
 mod refused;
 mod taken;
