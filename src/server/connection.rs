@@ -167,8 +167,11 @@ where
                 .flatten()
                 .min();
             ready!(watchdog.as_mut().poll_until(deadline, cx));
-            if deadline != retire_at {
-                return Poll::Ready(Ended::TimedOut(activity.get().0));
+            let phase = activity.get().0;
+            // An idle connection is closed in order: by TLS its caller is told so.
+            let in_order = phase == Phase::Idle && !activity.leaving();
+            if deadline != retire_at && !in_order {
+                return Poll::Ready(Ended::TimedOut(phase));
             }
             activity.leave();
         }

@@ -229,3 +229,6 @@ async fn see_off<I: AsyncRead + AsyncWrite + Unpin>(mut wire: Wire<I>) -> io::Re
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -95,6 +95,18 @@ impl ListenerTls {
         })
     }
 
+    /// A listener with one certificate, for tests.
+    #[cfg(test)]
+    pub(crate) fn self_signed(
+        certificate: CertificateDer<'static>,
+        key: PrivateKeyDer<'static>,
+        handshake_timeout: Duration,
+    ) -> Self {
+        let chain = vec![certificate];
+        let made = Self::new(Identity { chain, key }, None, handshake_timeout, [0; 32]);
+        made.unwrap_or_else(|fault| panic!("{fault}"))
+    }
+
     /// The TLS server.
     pub fn server(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.server)

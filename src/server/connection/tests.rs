@@ -369,3 +369,14 @@ async fn a_caller_that_half_closes_gets_its_answer() {
     assert!(about(run.closed_after().await, 3 * SECOND));
     run.task.await.unwrap();
 }
+
+#[test]
+fn lifetimes_are_spread_over_their_last_tenth() {
+    let jitter = Jitter::default();
+    let drawn: std::collections::HashSet<Duration> =
+        (0..1000).map(|_| jitter.shorten(1000 * SECOND)).collect();
+    assert!(drawn.len() > 300, "only {} of 1000 differ", drawn.len());
+    let (least, most) = (drawn.iter().min().unwrap(), drawn.iter().max().unwrap());
+    assert!(*least >= 900 * SECOND && *least < 910 * SECOND, "{least:?}");
+    assert!(*most <= 1000 * SECOND && *most > 990 * SECOND, "{most:?}");
+}
