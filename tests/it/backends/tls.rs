@@ -222,7 +222,7 @@ async fn calls_go_to_who_can_prove_to_be_the_backend() {
     let authority = Authority::new();
     let backend = recording().await;
     let tls = Terminator::start(&backend, &authority.pair("127.0.0.1", false), None).await;
-    let gate = gate(&[tls.url.clone()], &authority.ca(), "").await;
+    let gate = gate(std::slice::from_ref(&tls.url), &authority.ca(), "").await;
     for number in 0..3 {
         let answer = gate
             .post(REFUND, &refund(&format!("r-{number}"), "1"))
@@ -248,7 +248,7 @@ async fn who_can_not_prove_it_is_sent_nothing_and_the_breaker_counts_it() {
     ] {
         let backend = recording().await;
         let tls = Terminator::start(&backend, &pair, None).await;
-        let gate = gate(&[tls.url.clone()], &authority.ca(), "").await;
+        let gate = gate(std::slice::from_ref(&tls.url), &authority.ca(), "").await;
         for number in 0..FAILURES {
             let key = format!("r-{number}");
             let answer = gate.post(REFUND, &refund(&key, "1")).await;
@@ -279,7 +279,7 @@ async fn a_backend_that_wants_a_certificate_is_shown_ours() {
         authority.file("gate.crt", &ours.certificate).display(),
         authority.file("gate.key", &ours.key).display()
     );
-    let gate = gate(&[tls.url.clone()], &authority.ca(), &keys).await;
+    let gate = gate(std::slice::from_ref(&tls.url), &authority.ca(), &keys).await;
     let answer = gate.post(REFUND, &refund("r-1", "1")).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
 }
