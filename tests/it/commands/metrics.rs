@@ -12,10 +12,14 @@ use crate::support::gate_process::GateProcess;
 use crate::support::raw::exchange;
 
 /// Every name that operators may build on, with its type.
-const NAMES: [(&str, &str); 17] = [
+const NAMES: [(&str, &str); 21] = [
     ("tikigate_requests_total", "counter"),
     ("tikigate_request_duration_seconds", "histogram"),
     ("tikigate_upstream_duration_seconds", "histogram"),
+    ("tikigate_upstream_breaker_state", "gauge"),
+    ("tikigate_upstream_breaker_opened_total", "counter"),
+    ("tikigate_upstream_healthy", "gauge"),
+    ("tikigate_upstream_in_flight", "gauge"),
     ("tikigate_refusals_total", "counter"),
     ("tikigate_replays_total", "counter"),
     ("tikigate_probes_total", "counter"),
