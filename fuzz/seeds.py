@@ -86,6 +86,25 @@ def payloads():
             yield f"vector-{number}", text.encode()
 
 
+def proxy_headers():
+    """Lines of version 1 and headers of version 2, right ones and such that are almost right."""
+    addresses = {"TCP4": ("192.0.2.7", "198.51.100.1"), "TCP6": ("2001:db8::1", "::1"), "UNKNOWN": ("x", "y")}
+    for family, (source, target) in addresses.items():
+        for ports in ["51234 443", "0 65535", "65536 1", "01 2", "+1 2"]:
+            line = f"PROXY {family} {source} {target} {ports}\r\n"
+            yield f"line-{family}-{ports.replace(' ', '-')}", line.encode() + b"GET / HTTP/1.1\r\n"
+    yield "line-alone", b"PROXY UNKNOWN\r\n"
+    yield "line-long", b"PROXY TCP6 " + b"1" * 120
+    signature = b"\r\n\r\n\0\r\nQUIT\n"
+    blocks = {0x00: b"", 0x11: bytes(range(12)), 0x21: bytes(range(36)), 0x31: b"/x" + bytes(214), 0x12: bytes(12)}
+    for command in [0x20, 0x21, 0x22, 0x11]:
+        for family, block in blocks.items():
+            for extension in [b"", b"\x01\0\x02h2", bytes(1100)]:
+                rest = block + extension
+                head = signature + bytes([command, family]) + len(rest).to_bytes(2, "big")
+                yield f"binary-{command:02x}-{family:02x}-{len(extension)}", head + rest
+
+
 def strings(value):
     """Every string anywhere in a JSON value."""
     if isinstance(value, str):
@@ -103,6 +122,7 @@ def main():
     for target, seeds in {
         "configuration": configurations(),
         "payload": payloads(),
+        "proxy_header": proxy_headers(),
         "signature_headers": header_sets(),
         "whole_request": hostile(),
     }.items():

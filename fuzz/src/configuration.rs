@@ -3,8 +3,6 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::sync::OnceLock;
 
 use tempfile::TempDir;
 use tikigate::config::{self, Severity};
@@ -26,7 +24,8 @@ pub fn configuration(data: &[u8]) {
         return;
     }
     let lines = text.split('\n').count();
-    let problems = match config::load_text(text, "fuzz.toml", directory(), &[]) {
+    let loaded = DIRECTORY.with(|base| config::load_text(text, "fuzz.toml", base.path(), &[]));
+    let problems = match loaded {
         Ok(loaded) => {
             let shown = config::effective(&loaded.settings).to_string();
             assert!(!shown.contains(CONTENT), "a secret is shown");
@@ -54,29 +53,29 @@ pub fn configuration(data: &[u8]) {
     }
 }
 
-/// The files that the samples name, made once.
-fn directory() -> &'static Path {
-    static DIRECTORY: OnceLock<TempDir> = OnceLock::new();
-    let made = DIRECTORY.get_or_init(|| {
-        let directory = tempfile::tempdir().expect("a directory");
-        fs::create_dir(directory.path().join("secrets")).expect("a directory in it");
-        for name in [
-            "secret",
-            "other-secret",
-            "admin.token",
-            "secrets/admin.token",
-            "secrets/backend.key",
-            "secrets/demo.secret",
-            "secrets/wallet.secret",
-            "secrets/wallet-old.secret",
-        ] {
-            let mut options = fs::File::options();
-            let path = directory.path().join(name);
-            let file = options.write(true).create_new(true).mode(0o600).open(path);
-            let written = file.and_then(|mut file| file.write_all(CONTENT.as_bytes()));
-            written.expect("a file in it");
-        }
-        directory
-    });
-    made.path()
+thread_local! {
+    /// The files that the samples name.
+    static DIRECTORY: TempDir = directory();
+}
+
+fn directory() -> TempDir {
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::create_dir(directory.path().join("secrets")).expect("a directory in it");
+    for name in [
+        "secret",
+        "other-secret",
+        "admin.token",
+        "secrets/admin.token",
+        "secrets/backend.key",
+        "secrets/demo.secret",
+        "secrets/wallet.secret",
+        "secrets/wallet-old.secret",
+    ] {
+        let mut options = fs::File::options();
+        let path = directory.path().join(name);
+        let file = options.write(true).create_new(true).mode(0o600).open(path);
+        let written = file.and_then(|mut file| file.write_all(CONTENT.as_bytes()));
+        written.expect("a file in it");
+    }
+    directory
 }

@@ -6,6 +6,7 @@ pub mod cases;
 mod configuration;
 pub mod oracle;
 mod payload;
+mod proxy_header;
 mod signature_headers;
 mod stage;
 pub mod strict;
@@ -14,6 +15,7 @@ mod whole_request;
 
 pub use configuration::configuration;
 pub use payload::payload;
+pub use proxy_header::proxy_header;
 pub use signature_headers::signature_headers;
 pub use whole_request::whole_request;
 
@@ -24,6 +26,7 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: &[(&str, Target)] = &[
     ("configuration", configuration),
     ("payload", payload),
+    ("proxy_header", proxy_header),
     ("signature_headers", signature_headers),
     ("whole_request", whole_request),
 ];

@@ -1,5 +1,6 @@
 //! Bodies, read as each kind of message.
 
+use serde::de::IgnoredAny;
 use tikigate::tiki::{
     Decimal, Identity, KeySpec, PayloadFault, PayloadKind, fields, parse_message, reads_one_way,
     subject,
@@ -50,8 +51,12 @@ pub fn payload(data: &[u8]) {
         "a notice and a refund"
     );
     if strict_json {
-        let value: serde_json::Value = serde_json::from_slice(data).expect("JSON is JSON");
-        assert!(reads_one_way(data), "{value}");
+        // Not read into values: numbers may be beyond what a float holds.
+        serde_json::from_slice::<IgnoredAny>(data).expect("JSON is JSON");
+        assert!(
+            reads_one_way(data),
+            "one reader takes it and the other doesn't"
+        );
     }
     if let Ok(text) = std::str::from_utf8(data) {
         check_amount(text);

@@ -10,7 +10,7 @@ async fn steps(world: World, call: Call<Full<Bytes>>) -> Result<Answer, Refusal>
     let freshened = freshen(world.now, authentic);
     let valid = validate(freshened)?;
     let bound = bind(&world.signatures, &world.arrivals, world.monotonic, world.now, valid)?;
-    let claimable = throttle(bound)?;
+    let claimable = throttle(&world.room, bound)?;
     idempotency(&world.gate, claimable).await
 }
 

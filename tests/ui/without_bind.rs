@@ -9,7 +9,7 @@ async fn steps(world: World, call: Call<Full<Bytes>>) -> Result<Answer, Refusal>
     let authentic = authenticate(&world.clients, &world.arrivals, &world.metrics, routed).await?;
     let freshened = freshen(world.now, authentic);
     let valid = validate(freshened)?;
-    let claimable = throttle(valid)?;
+    let claimable = throttle(&world.room, valid)?;
     idempotency(&world.gate, claimable).await
 }
 

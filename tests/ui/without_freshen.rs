@@ -9,7 +9,7 @@ async fn steps(world: World, call: Call<Full<Bytes>>) -> Result<Answer, Refusal>
     let authentic = authenticate(&world.clients, &world.arrivals, &world.metrics, routed).await?;
     let valid = validate(authentic)?;
     let bound = bind(&world.signatures, &world.arrivals, world.monotonic, world.now, valid)?;
-    let claimable = throttle(bound)?;
+    let claimable = throttle(&world.room, bound)?;
     idempotency(&world.gate, claimable).await
 }
 

@@ -12,7 +12,7 @@ use tikigate::gate::freshen::freshen;
 use tikigate::gate::idempotency::idempotency;
 use tikigate::gate::route::{RouteTable, route};
 use tikigate::gate::signatures::Signatures;
-use tikigate::gate::throttle::throttle;
+use tikigate::gate::throttle::{Room, throttle};
 use tikigate::gate::validate::validate;
 use tikigate::gate::{Answer, Gate, Refusal};
 use tikigate::metrics::Worker;
@@ -23,6 +23,7 @@ struct World {
     metrics: Worker,
     signatures: Signatures,
     arrivals: Arrivals,
+    room: Room<'static>,
     gate: std::sync::Arc<Gate>,
     now: SystemTime,
     monotonic: Duration,
