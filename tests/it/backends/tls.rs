@@ -109,7 +109,7 @@ impl Terminator {
         let ListenAddress::Tcp(behind) = backend.address().clone() else {
             panic!("a TCP backend")
         };
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .unwrap();

@@ -172,7 +172,7 @@ impl Speaks {
         let mut roots = RootCertStore::empty();
         let own = CertificateDer::from_pem_slice(authority.certificate.as_bytes()).unwrap();
         roots.add(own).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[self.version])
             .unwrap()

@@ -49,7 +49,7 @@ pub(super) async fn connect(gate: &TestGate, believed: &Pair) -> Option<TlsStrea
     let mut roots = RootCertStore::empty();
     let own = CertificateDer::from_pem_slice(believed.certificate.as_bytes()).unwrap();
     roots.add(own).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let client = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
