@@ -14,6 +14,7 @@ mod commands;
 mod crash;
 mod documents;
 mod fake_tiki;
+mod floods;
 mod outbound;
 mod outcomes;
 mod passing;
