@@ -16,12 +16,12 @@ Needs Debian's wrk, nginx and openssl. Everything listens on loopback and stops 
 
 import argparse
 import asyncio
-import json
 import multiprocessing
 import os
 import pathlib
 import resource
 import shutil
+import signal
 import socket
 import ssl
 import statistics
@@ -206,6 +206,7 @@ class Crowd:
 
 
 def crowd(port, at_once, addresses, manner):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.nice(10)
     raise_files()
     asyncio.run(press(port, at_once, addresses, manner))

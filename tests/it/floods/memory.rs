@@ -23,13 +23,13 @@ pub(super) const DEFAULTS: Sizes = Sizes {
 };
 
 /// Of a connection beside its buffer: its task, its timers, its seat.
-const CONNECTION: usize = 6 * KIB;
-/// The largest buffer that a connection reads into.
-const BUFFER: usize = 64 * KIB;
-/// The states of both directions of TLS, and its buffers.
-const TLS: usize = 40 * KIB;
-/// The program, its tables, and what the memories of addresses and signatures hold at most here.
-const BASE: usize = 160 * MIB;
+const CONNECTION: usize = 14 * KIB;
+/// The largest buffer that a connection reads into, which it holds twice while it grows.
+const BUFFER: usize = 2 * 16 * KIB;
+/// What TLS adds.
+const TLS: usize = 20 * KIB;
+/// The program, calls at the backend, and what the tables of signatures and addresses hold at most.
+const BASE: usize = 210 * MIB;
 
 /// The bound in bytes.
 pub(super) fn bound(sizes: Sizes) -> usize {
