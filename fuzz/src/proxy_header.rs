@@ -25,7 +25,10 @@ pub fn proxy_header(data: &[u8]) {
                 break;
             }
             Parsed::Incomplete => {
-                assert!(length < LONGEST, "no more than {LONGEST} bytes are waited for");
+                assert!(
+                    length < LONGEST,
+                    "no more than {LONGEST} bytes are waited for"
+                );
                 assert!(
                     length < data.len() || whole == Parsed::Incomplete,
                     "{whole:?}"

@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderValue};
 use http_body::Body;
 use http_body_util::BodyExt;
 use smallvec::SmallVec;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::clock::Clock;
 use crate::config::{Client, ClientSecret, Rate, Settings};
@@ -23,6 +23,7 @@ use crate::net::BodyPace;
 use crate::tiki::{Family, Mac, SignatureHeaders, Timestamp, Verifier, age_seconds, read_headers};
 
 use super::arrivals::Arrivals;
+use super::awaited::{AwaitedBodies, AwaitedBody, MIN_WAIT};
 use super::call::Facts;
 use super::limits::ClientLimit;
 use super::refusal::{AuthFault, BodyFault, Refusal, RequestFault};
@@ -113,6 +114,7 @@ pub struct Clients {
     by_id: HashMap<Box<str>, Arc<ClientPlan>, RandomState>,
     families: Vec<Family>,
     body_pace: BodyPace,
+    awaited: Arc<AwaitedBodies>,
     clock: Clock,
 }
 
@@ -165,8 +167,14 @@ impl Clients {
                 within: settings.server.body_timeout,
                 min_rate: settings.server.min_body_rate,
             },
+            awaited: before.map_or_else(Arc::default, |before| Arc::clone(&before.awaited)),
             clock: clock.clone(),
         })
+    }
+
+    /// Those of their calls whose body is waited for.
+    pub(super) fn awaited_bodies(&self) -> &Arc<AwaitedBodies> {
+        &self.awaited
     }
 
     /// Whether there is more than one, so that they can be in each other's way.
@@ -239,6 +247,7 @@ where
             limit: plan.route.body_limit,
             pace: clients.body_pace,
             answer_by: answer_by(&call.facts, &plan),
+            awaited: &clients.awaited,
         };
         read_body(&head.headers, body, &bounds, &mut verifier)
             .await
@@ -320,11 +329,13 @@ fn verify_path(verifier: &mut Verifier, head: &Parts, plan: &RoutePlan) {
 }
 
 /// What a body may take.
-struct BodyBounds {
+struct BodyBounds<'c> {
     /// Bytes at most.
     limit: usize,
     pace: BodyPace,
     answer_by: Instant,
+    /// Beside which others it is waited for.
+    awaited: &'c Arc<AwaitedBodies>,
 }
 
 /// Reads the body within its bounds and feeds the verifier as it arrives. A body that came in one
@@ -332,7 +343,7 @@ struct BodyBounds {
 async fn read_body<B>(
     headers: &HeaderMap,
     body: B,
-    bounds: &BodyBounds,
+    bounds: &BodyBounds<'_>,
     verifier: &mut Verifier,
 ) -> Result<Bytes, Refusal>
 where
@@ -345,14 +356,10 @@ where
     let mut body = pin!(body);
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
-    let began = Instant::now();
+    let mut pace = Pace::new(bounds);
     loop {
         let so_far = first.len().max(rest.len());
-        let deadline = (began + bounds.pace.patience(so_far)).min(bounds.answer_by);
-        let Some(frame) = tokio::time::timeout_at(deadline, body.frame())
-            .await
-            .map_err(|_| Refusal::BodyTimeout(BodyFault::TooSlow))?
-        else {
+        let Some(frame) = pace.hold(so_far, body.frame()).await? else {
             break;
         };
         let frame = frame.map_err(|_| Refusal::BodyTimeout(BodyFault::BrokenOff))?;
@@ -378,6 +385,52 @@ where
     } else {
         rest.freeze()
     })
+}
+
+/// How long a body may still be waited for.
+struct Pace<'c> {
+    bounds: &'c BodyBounds<'c>,
+    began: Instant,
+    /// None for the first moment.
+    awaited: Option<AwaitedBody>,
+}
+
+impl<'c> Pace<'c> {
+    fn new(bounds: &'c BodyBounds<'c>) -> Self {
+        Self {
+            bounds,
+            began: Instant::now(),
+            awaited: None,
+        }
+    }
+
+    /// Waits for the next frame, of which `so_far` bytes came before.
+    async fn hold<T>(
+        &mut self,
+        so_far: usize,
+        frame: impl Future<Output = T>,
+    ) -> Result<T, Refusal> {
+        let mut frame = pin!(frame);
+        let Self { bounds, began, .. } = *self;
+        let deadline = (began + bounds.pace.patience(so_far)).min(bounds.answer_by);
+        let too_slow = Refusal::BodyTimeout(BodyFault::TooSlow);
+        if self.awaited.is_none() {
+            let first = deadline.min(began + MIN_WAIT);
+            if let Ok(frame) = timeout_at(first, &mut frame).await {
+                return Ok(frame);
+            }
+            if first == deadline {
+                return Err(too_slow);
+            }
+        }
+        let awaited = self.awaited.get_or_insert_with(|| bounds.awaited.enter());
+        tokio::select! {
+            biased;
+            frame = frame => Ok(frame),
+            () = awaited.given_up() => Err(Refusal::BodyTimeout(BodyFault::GivenUp)),
+            () = sleep_until(deadline) => Err(too_slow),
+        }
+    }
 }
 
 /// The length that the head declares; the route step made sure that there is at most one.

@@ -12,10 +12,15 @@ use foldhash::quality::RandomState;
 
 use crate::net::LimitKey;
 
+use super::awaited::AwaitedBodies;
 use super::refusal::Overload;
 
 /// How many times the free places one caller may have.
 const SHARE: usize = 4;
+
+/// Calls in flight that an address may have at the cost of bodies that are waited for: whoever sends whole
+/// calls has not many at once, whatever others do.
+const MODEST: usize = 16;
 
 /// Counters in each row. Two addresses share one in a row with a chance of one in so many, and in both
 /// rows with that squared; the less of an address's two counters is taken for its number.
@@ -26,6 +31,8 @@ const COUNTERS: usize = 4096;
 pub(super) struct Crowd {
     in_flight: AtomicUsize,
     rows: [Row; 2],
+    /// Calls that make room when all places are taken.
+    awaited: Arc<AwaitedBodies>,
     /// Set when the gate is about to stop and takes no new call.
     draining: AtomicBool,
 }
@@ -53,15 +60,17 @@ impl Row {
 
 impl Crowd {
     /// Nobody is there.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(awaited: Arc<AwaitedBodies>) -> Self {
         Self {
+            awaited,
             in_flight: AtomicUsize::new(0),
             rows: [Row::new(), Row::new()],
             draining: AtomicBool::new(false),
         }
     }
 
-    /// A place for one more call of this address among at most `most`.
+    /// A place for one more call of this address among at most `most`, if need be that of a call whose
+    /// body was waited for too long.
     ///
     /// # Errors
     /// There is none, or none for this address.
@@ -77,15 +86,21 @@ impl Crowd {
             crowd: Arc::clone(self),
             address,
         };
-        if before >= most {
-            return Err(Overload::InFlight);
-        }
         // Behind the unix socket are other programs of this machine, which nobody can tell apart.
         let own = own[0].min(own[1]) as usize;
-        if address != LimitKey::Local && !is_fair(own, most - before) {
+        let fair = |free| address == LimitKey::Local || is_fair(own, free);
+        let free = most.saturating_sub(before);
+        if free > 0 && fair(free) {
+            return Ok(place);
+        }
+        // One that is given up leaves in its task's next turn; until then there may be one more than the cap.
+        if own <= MODEST && self.awaited.give_one_up() {
+            return Ok(place);
+        }
+        if free > 0 {
             return Err(Overload::AddressShare);
         }
-        Ok(place)
+        Err(Overload::InFlight)
     }
 
     /// Whether a client that has `own` calls in flight, the newest counted, may have them beside the
@@ -139,7 +154,7 @@ mod tests {
 
     #[test]
     fn one_address_leaves_room_for_others() {
-        let crowd = Arc::new(Crowd::new());
+        let crowd = Arc::new(Crowd::new(Arc::default()));
         let noisy = fill(&crowd, NOISY, 1000);
         assert_eq!(noisy.len(), 800);
         assert_eq!(
@@ -158,7 +173,7 @@ mod tests {
 
     #[test]
     fn many_that_push_leave_room_for_one_more() {
-        let crowd = Arc::new(Crowd::new());
+        let crowd = Arc::new(Crowd::new(Arc::default()));
         let mut pushing = Vec::new();
         for turn in 0..20_000 {
             pushing.extend(crowd.enter(LimitKey::V4(turn % 40), 1024).ok());
@@ -171,7 +186,7 @@ mod tests {
 
     #[test]
     fn the_cap_holds_whoever_comes() {
-        let crowd = Arc::new(Crowd::new());
+        let crowd = Arc::new(Crowd::new(Arc::default()));
         let all = fill(&crowd, LimitKey::Local, 10);
         assert_eq!(all.len(), 10);
         assert_eq!(
@@ -188,17 +203,36 @@ mod tests {
         );
     }
 
+    #[tokio::test]
+    async fn a_body_that_is_waited_for_makes_room() {
+        let awaited = Arc::<AwaitedBodies>::default();
+        let crowd = Arc::new(Crowd::new(Arc::clone(&awaited)));
+        let pushing: Vec<_> = (2..101)
+            .map(|address| crowd.enter(LimitKey::V4(address), 100).unwrap())
+            .collect();
+        let first = fill(&crowd, NOISY, 100);
+        assert_eq!(first.len(), 1);
+        assert_eq!(crowd.enter(NOISY, 100).unwrap_err(), Overload::InFlight);
+        let bodies: Vec<_> = (0..100).map(|_| awaited.enter()).collect();
+        let places = fill(&crowd, NOISY, 100);
+        assert_eq!(places.len(), MODEST - 1);
+        for body in &bodies[..places.len()] {
+            body.given_up().await;
+        }
+        drop((pushing, first, places));
+    }
+
     #[test]
     fn small_caps_can_be_used() {
         for (most, alone) in [(1, 1), (2, 2), (4, 4), (5, 4), (10, 8)] {
-            let crowd = Arc::new(Crowd::new());
+            let crowd = Arc::new(Crowd::new(Arc::default()));
             assert_eq!(fill(&crowd, NOISY, most).len(), alone, "of {most}");
         }
     }
 
     #[test]
     fn a_client_is_measured_by_what_others_left() {
-        let crowd = Arc::new(Crowd::new());
+        let crowd = Arc::new(Crowd::new(Arc::default()));
         let places: Vec<_> = (0..9)
             .map(|address| crowd.enter(LimitKey::V4(address), 10).unwrap())
             .collect();

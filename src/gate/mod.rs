@@ -33,6 +33,7 @@ mod answer;
 pub mod arrivals;
 mod attempt;
 pub mod authenticate;
+mod awaited;
 mod backend;
 pub mod bind;
 pub mod call;
@@ -284,8 +285,9 @@ impl Common {
         let server = &settings.server;
         let signatures = Arc::new(Signatures::new(settings.signature.max_remembered));
         let arrivals = Arc::new(Arrivals::new(Arc::clone(&signatures), clock.clone()));
+        let clients = Clients::new(&settings, &clock)?;
         let admission = Admission {
-            crowd: Arc::new(Crowd::new()),
+            crowd: Arc::new(Crowd::new(Arc::clone(clients.awaited_bodies()))),
             max_in_flight: server.max_in_flight,
             addresses: Arc::new(AddressLimits::new(server.per_address, clock.clone())),
             rules: server.addresses.clone(),
@@ -316,7 +318,7 @@ impl Common {
         Ok(Arc::new(Self {
             routes: RouteTable::new(&settings, &numbers)?,
             numbers,
-            clients: Clients::new(&settings, &clock)?,
+            clients,
             trusted_proxies: server.trusted_proxies.clone(),
             admission: Arc::new(admission),
             signatures,

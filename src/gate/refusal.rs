@@ -230,6 +230,8 @@ words! {
     BodyFault {
         /// Too slow.
         TooSlow => "too_slow",
+        /// Waited for longer than others when all places were taken.
+        GivenUp => "given_up",
         /// Broken off, or its framing is broken.
         BrokenOff => "broken_off",
     }

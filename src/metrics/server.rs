@@ -148,7 +148,7 @@ impl ServerMetrics {
         out.family(
             Kind::Counter,
             "tikigate_connections_displaced_total",
-            "Quiet connections closed to make room for others, by listener.",
+            "Quiet or slow connections closed to make room for others, by listener.",
         );
         for listener in [ListenerName::Server, ListenerName::Outbound] {
             let count = self.listeners[listener as usize].displaced.read(0);

@@ -34,7 +34,7 @@ use crate::net::{Arrived, Peer};
 const HYPER_MAX_HEADERS: usize = 100;
 
 /// The most hyper buffers of a connection, if the head's limit doesn't ask for more.
-const BUFFER: usize = 64 * 1024;
+const BUFFER: usize = 16 * 1024;
 
 /// Makes the connections of one worker.
 #[derive(Clone, Debug)]
@@ -148,6 +148,7 @@ where
     let retire_at = Instant::now().checked_add(lifetime);
     let mut hyper_knows = false;
     poll_fn(|cx| {
+        activity.turn_begins();
         loop {
             // Before hyper's turn, so that an answer given in this one says `Connection: close`.
             if !activity.leaving() && closing.as_mut().begun(cx) {
@@ -297,6 +298,8 @@ impl<S: Service> hyper::service::Service<Request<Incoming>> for Adapter<S> {
     type Future = Call<Oneshot<S, Arrived<Incoming>>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let activity = &self.activity;
+        let behind = activity.is_pipelined().then(|| activity.turn());
         let arrived = Arrived {
             request,
             peer: self.peer,
@@ -305,6 +308,7 @@ impl<S: Service> hyper::service::Service<Request<Incoming>> for Adapter<S> {
         Call {
             running: self.service.clone().oneshot(arrived),
             activity: Arc::clone(&self.activity),
+            behind,
         }
     }
 }
@@ -315,6 +319,8 @@ pin_project! {
         #[pin]
         running: F,
         activity: Arc<Activity>,
+        // The turn in which it came together with the request before it: it waits for the next one.
+        behind: Option<u32>,
     }
 }
 
@@ -326,6 +332,12 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
+        if *this.behind == Some(this.activity.turn()) {
+            // hyper would take 16 requests in one turn: whoever sends very many at once on many connections
+            // would keep everybody else of this worker waiting for all of them.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let Ok(mut answer) = ready!(this.running.poll(cx));
         this.activity.answer_begins();
         if this.activity.leaving() {

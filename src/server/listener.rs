@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use crate::net::{ListenAddress, Peer};
 
 /// Connections that the system holds for one listener; it may have a lower limit of its own.
-const BACKLOG: i32 = 1024;
+const BACKLOG: i32 = 4096;
 
 /// Why an address can't be listened on.
 #[derive(Debug, thiserror::Error)]

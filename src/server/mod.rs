@@ -20,8 +20,9 @@
 //! most half of them, and two a third each: a newcomer finds one. Trusted proxies and unix sockets are
 //! exempt. When very many addresses have taken all places, a worker closes those of its connections
 //! that have been quiet for longest (silent from the start, or idle between requests) and for at least
-//! half a second. So whoever holds connections without using them loses them first, and a caller that
-//! connects anew for each call still gets in; only if all are busy does it wait in the system's queue.
+//! half a second; where none is quiet, those that were slow for longest (a head that comes bit by bit, an
+//! answer that is not taken). So whoever holds connections without using them loses them first, and a
+//! caller that connects anew for each call still gets in; only if all are busy does it wait in the system's queue.
 //!
 //! What hyper leaves open is closed here, per connection and without a timer per request
 //! (`connection`): a deadline for the head, for idling, for an answer that its caller does not

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
-use super::stream::Activity;
+use super::stream::{Activity, Spare};
 
 /// How long a connection is left in peace though nothing comes: time for a handshake, and for a request
 /// that was sent with it.
@@ -58,21 +58,26 @@ impl Room {
     /// Closes those that have been quiet for longest, and at least [`MIN_STAY`]; returns how many. Nothing
     /// is owed to their callers: they either never sent anything or have all their answers. A request
     /// that is just arriving on one of them ends as a network error, and is sent again.
+    ///
+    /// Where none is quiet, those go that have been slow for longest: otherwise whoever sends very many heads
+    /// a byte at a time, or takes no answers, would keep everybody out. What they lose is sent again, too.
     pub(super) fn displace(&mut self, now: Instant) -> usize {
         while let Some(ended) = self.tasks.try_join_next_with_id() {
             self.forget(ended);
         }
-        let mut quiet: Vec<(Instant, &AbortHandle)> = self
+        let mut spare: Vec<((Spare, Instant), &AbortHandle)> = self
             .seats
             .values()
-            .filter_map(|seat| Some((seat.activity.quiet_since()?, &seat.task)))
-            .filter(|(since, _)| now.saturating_duration_since(*since) >= MIN_STAY)
+            .filter_map(|seat| Some((seat.activity.spare()?, &seat.task)))
+            .filter(|((_, since), _)| now.saturating_duration_since(*since) >= MIN_STAY)
             .collect();
-        let leave = quiet.len().div_ceil(AT_ONCE);
-        if leave > 0 {
-            quiet.select_nth_unstable_by_key(leave - 1, |(since, _)| *since);
-        }
-        for (_, task) in &quiet[..leave] {
+        let Some(readiest) = spare.iter().map(|((spare, _), _)| *spare).min() else {
+            return 0;
+        };
+        spare.retain(|((spare, _), _)| *spare == readiest);
+        let leave = spare.len().div_ceil(AT_ONCE);
+        spare.select_nth_unstable_by_key(leave - 1, |((_, since), _)| *since);
+        for (_, task) in &spare[..leave] {
             task.abort();
         }
         leave
@@ -127,6 +132,28 @@ mod tests {
             assert_eq!(there(), left);
         }
         assert_eq!(room.displace(Instant::now()), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_ones_go_when_none_is_quiet() {
+        let mut room = Room::default();
+        let activity = || Arc::new(Activity::new(Instant::now()));
+        let (slow, quiet) = (activity(), activity());
+        slow.head_begins();
+        for activity in [&slow, &quiet] {
+            room.admit(Arc::clone(activity), std::future::pending());
+        }
+        tokio::time::advance(MIN_STAY).await;
+        for left in [&slow, &slow] {
+            assert_eq!(room.displace(Instant::now()), 1);
+            room.one_ends().await;
+            assert!(
+                room.seats
+                    .values()
+                    .all(|seat| Arc::ptr_eq(&seat.activity, left))
+            );
+        }
+        assert!(room.seats.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,7 +7,7 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -52,6 +52,17 @@ pub(super) enum Phase {
     Lingering,
 }
 
+/// How readily a connection makes room for another when all places are taken, the readiest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Spare {
+    /// Nothing is owed to its caller.
+    Quiet,
+    /// A head that comes slowly, which others send at once, or a closed connection whose caller stays.
+    Slow,
+    /// The caller does not take its answer.
+    Stuck,
+}
+
 impl Phase {
     const ALL: [Phase; 8] = [
         Phase::Fresh,
@@ -77,6 +88,8 @@ pub(super) struct Activity {
     /// Nanoseconds after `accepted`, and in the lowest bits the phase.
     state: AtomicU64,
     leaving: AtomicBool,
+    /// How often the connection's task was polled; wraps.
+    turns: AtomicU32,
 }
 
 impl Activity {
@@ -86,6 +99,7 @@ impl Activity {
             accepted,
             state: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
+            turns: AtomicU32::new(0),
         };
         activity.set(Phase::Fresh, accepted);
         activity
@@ -119,10 +133,17 @@ impl Activity {
         }
     }
 
-    /// Since when nothing is owed to the caller; none: a request is on its way or being answered.
-    pub(super) fn quiet_since(&self) -> Option<Instant> {
+    /// How readily the connection makes room for another, and since when that holds; none: a request is
+    /// being handled, or its answer is on its way.
+    pub(super) fn spare(&self) -> Option<(Spare, Instant)> {
         let (phase, since) = self.get();
-        matches!(phase, Phase::Fresh | Phase::Idle).then_some(since)
+        let spare = match phase {
+            Phase::Fresh | Phase::Idle | Phase::Dismissed => Spare::Quiet,
+            Phase::Head | Phase::Lingering => Spare::Slow,
+            Phase::Stuck => Spare::Stuck,
+            Phase::Handling | Phase::Answering => return None,
+        };
+        Some((spare, since))
     }
 
     fn phase(&self) -> Phase {
@@ -163,6 +184,23 @@ impl Activity {
         first_byte
     }
 
+    /// The connection's task is polled once more.
+    pub(super) fn turn_begins(&self) {
+        // Of one task alone: no turn gets lost between the two.
+        self.turns
+            .store(self.turn().wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// The number of the current turn.
+    pub(super) fn turn(&self) -> u32 {
+        self.turns.load(Ordering::Relaxed)
+    }
+
+    /// Whether the next request came together with the one before it.
+    pub(super) fn is_pipelined(&self) -> bool {
+        self.phase() != Phase::Head
+    }
+
     /// The service has answered.
     pub(super) fn answer_begins(&self) {
         let (_, since) = self.get();
@@ -189,8 +227,13 @@ impl Activity {
         };
         // Empty lines before a request are no part of it (RFC 9112, 2.2).
         if bytes.iter().any(|byte| !matches!(byte, b'\r' | b'\n')) {
-            self.set(Phase::Head, Instant::now());
+            self.head_begins();
         }
+    }
+
+    /// The first byte of a request was read.
+    pub(super) fn head_begins(&self) {
+        self.set(Phase::Head, Instant::now());
     }
 
     fn wrote(&self, outcome: &Poll<io::Result<usize>>) {

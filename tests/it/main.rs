@@ -16,6 +16,7 @@ mod crash;
 mod documents;
 mod edge;
 mod fake_tiki;
+mod floods;
 mod fuzzed;
 mod hostile;
 mod outbound;

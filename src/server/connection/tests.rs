@@ -142,6 +142,37 @@ fn about(time: Duration, wanted: Duration) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
+async fn requests_that_come_together_let_others_go_between_them() {
+    let mut running = start(limits());
+    let turns = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&turns);
+    tokio::spawn(async move {
+        loop {
+            counter.fetch_add(1, Ordering::Relaxed);
+            let_others_go().await;
+        }
+    });
+    running.send(&GET.repeat(12)).await;
+    while running.first_bytes.lock().unwrap().len() < 12 {
+        let_others_go().await;
+    }
+    assert!(turns.load(Ordering::Relaxed) >= 11, "{turns:?}");
+}
+
+/// Goes to the end of the queue of tasks; `yield_now` would wait until it is empty.
+async fn let_others_go() {
+    let mut gone = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut gone, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_counts_from_its_own_first_byte() {
     let mut run = start(limits());
     sleep(SECOND).await;
