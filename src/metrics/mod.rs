@@ -8,7 +8,7 @@
 //! takes no lock, formats nothing and allocates nothing.
 //!
 //! Routes, refusals and secrets are known before the first request, so each has its own cell and a
-//! request names it by number; a reload gives each worker new numbers for cells that stay ([`series`]). Nothing that a caller sends ever becomes a label.
+//! request names it by number; a reload gives each worker new numbers for cells that stay (`series`). Nothing that a caller sends ever becomes a label.
 
 mod backends;
 mod cells;
