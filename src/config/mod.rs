@@ -8,6 +8,7 @@
 //! ```
 //! Each stage reports what is wrong and goes on, so that all problems are told at once.
 
+mod bounded;
 mod checks;
 mod database_url;
 mod effective;

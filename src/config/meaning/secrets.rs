@@ -2,21 +2,18 @@
 //! somebody may have put the secret itself there.
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use super::Context;
 use crate::config::Secret;
+use crate::config::bounded::{self, Content};
 use crate::config::problem::Problems;
 use crate::config::schema::SecretSource;
 use crate::config::tree::Place;
 use crate::config::value::At;
 
 /// More than any secret has; keeps a wrong file name from filling the memory.
-const LARGEST: u64 = 64 * 1024;
+const LARGEST: usize = 64 * 1024;
 
 /// A secret's bytes, and where it was named.
 pub(crate) struct ReadSecret {
@@ -55,8 +52,8 @@ pub(crate) fn read(
 
 fn from_file(file: &At<String>, context: &mut Context<'_>) -> Option<Vec<u8>> {
     let path = context.watched(&file.value);
-    match bounded_file(&path) {
-        Ok((bytes, mode)) => {
+    match bounded::read(&path, LARGEST) {
+        Ok(Content { bytes, mode }) => {
             if mode & 0o004 != 0 {
                 readable_by_all(&file.place, mode, context.problems);
             }
@@ -92,22 +89,6 @@ pub(super) fn readable_by_all(place: &Place, mode: u32, problems: &mut Problems)
             ),
         )
         .help("take the right away: chmod o-r (in Kubernetes: defaultMode: 0440 and an fsGroup)");
-}
-
-fn bounded_file(path: &Path) -> io::Result<(Vec<u8>, u32)> {
-    // Asked before opening, since opening a pipe waits for its other end.
-    let metadata = std::fs::metadata(path)?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("it is no regular file"));
-    }
-    let mut bytes = Vec::new();
-    File::open(path)?
-        .take(LARGEST + 1)
-        .read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LARGEST {
-        return Err(io::Error::other("it is larger than 64 KiB"));
-    }
-    Ok((bytes, metadata.permissions().mode()))
 }
 
 fn from_environment(env: &At<String>, context: &mut Context<'_>) -> Option<Vec<u8>> {

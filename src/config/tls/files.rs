@@ -1,8 +1,5 @@
 //! PEM files: certificates and keys, read under a bound.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -13,8 +10,10 @@ use sha2::{Digest, Sha256};
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
+use crate::config::bounded::{self, Content};
+
 /// More than any bundle of certificates has; keeps a wrong file name from filling the memory.
-const LARGEST: u64 = 4 << 20;
+const LARGEST: usize = 4 << 20;
 
 /// A PEM file's text.
 pub(crate) struct PemFile {
@@ -28,8 +27,8 @@ impl PemFile {
     /// # Errors
     /// A sentence without the path: the problem that it goes into names the key.
     pub(crate) fn read(path: &Path) -> Result<Self, String> {
-        bounded(path)
-            .map(|(bytes, mode)| Self { bytes, mode })
+        bounded::read(path, LARGEST)
+            .map(|Content { bytes, mode }| Self { bytes, mode })
             .map_err(|error| format!("the file can't be read: {error}"))
     }
 
@@ -104,20 +103,4 @@ pub(crate) fn first_end(certificates: &[CertificateDer<'static>]) -> Result<Syst
     ends.into_iter()
         .min()
         .ok_or_else(|| "no certificate".to_owned())
-}
-
-fn bounded(path: &Path) -> io::Result<(Vec<u8>, u32)> {
-    // Asked before opening, since opening a pipe waits for its other end.
-    let metadata = std::fs::metadata(path)?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("it is no regular file"));
-    }
-    let mut bytes = Vec::new();
-    File::open(path)?
-        .take(LARGEST + 1)
-        .read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LARGEST {
-        return Err(io::Error::other("it is larger than 4 MiB"));
-    }
-    Ok((bytes, metadata.permissions().mode()))
 }

@@ -23,7 +23,7 @@ mod time;
 
 use std::time::Duration;
 
-use crate::support::gate::{Call, TestGate, usual};
+use crate::support::gate::{Call, TestGate, changed};
 use crate::support::in_time;
 use crate::support::raw::{RawAnswer, RawClient};
 
@@ -47,16 +47,6 @@ const PATIENT: &[(&str, &str)] = &[
     (r#"answer_within = "1s""#, r#"answer_within = "9s""#),
     (r#"settle_within = "4s""#, r#"settle_within = "10s""#),
 ];
-
-/// The usual configuration with some of its text replaced, each wherever it occurs.
-fn changed(backend: &str, changes: &[(&str, &str)]) -> String {
-    let mut toml = usual(backend);
-    for (from, to) in changes {
-        assert!(toml.contains(from), "the usual configuration has no {from}");
-        toml = toml.replace(from, to);
-    }
-    toml
-}
 
 /// Status and `error.code` of a refusal.
 #[track_caller]

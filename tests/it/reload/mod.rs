@@ -5,17 +5,7 @@ mod load;
 mod refused;
 mod taken;
 
-use crate::support::gate::usual;
-
-/// The usual configuration with pieces replaced.
-fn changed(backend: &str, changes: &[(&str, &str)]) -> String {
-    let mut toml = usual(backend);
-    for (from, to) in changes {
-        assert!(toml.contains(from), "the usual configuration has no {from}");
-        toml = toml.replace(from, to);
-    }
-    toml
-}
+use crate::support::gate::changed;
 
 /// The usual client's secrets, replaced by these: names and files.
 fn with_secrets(backend: &str, secrets: &[(&str, &str)]) -> String {

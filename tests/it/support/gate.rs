@@ -116,6 +116,16 @@ level = "info"
     )
 }
 
+/// The usual configuration with pieces replaced.
+pub(crate) fn changed(backend: &str, changes: &[(&str, &str)]) -> String {
+    let mut toml = usual(backend);
+    for (from, to) in changes {
+        assert!(toml.contains(from), "the usual configuration has no {from}");
+        toml = toml.replace(from, to);
+    }
+    toml
+}
+
 /// A running gate.
 pub(crate) struct TestGate {
     app: Option<App>,
