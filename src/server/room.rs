@@ -13,6 +13,9 @@ use super::stream::{Activity, Spare};
 /// that was sent with it.
 pub(super) const MIN_STAY: Duration = Duration::from_millis(500);
 
+/// The same for those from which something came: a handshake or a head that a busy machine is slow to read.
+pub(super) const MIN_STAY_SLOW: Duration = Duration::from_secs(1);
+
 /// Of the quiet ones a 64th goes at once, so that looking them over is shared by that many newcomers.
 const AT_ONCE: usize = 64;
 
@@ -69,7 +72,13 @@ impl Room {
             .seats
             .values()
             .filter_map(|seat| Some((seat.activity.spare()?, &seat.task)))
-            .filter(|((_, since), _)| now.saturating_duration_since(*since) >= MIN_STAY)
+            .filter(|((spare, since), _)| {
+                let stay = match spare {
+                    Spare::Quiet => MIN_STAY,
+                    Spare::Slow | Spare::Stuck => MIN_STAY_SLOW,
+                };
+                now.saturating_duration_since(*since) >= stay
+            })
             .collect();
         let Some(readiest) = spare.iter().map(|((spare, _), _)| *spare).min() else {
             return 0;
@@ -143,7 +152,7 @@ mod tests {
         for activity in [&slow, &quiet] {
             room.admit(Arc::clone(activity), std::future::pending());
         }
-        tokio::time::advance(MIN_STAY).await;
+        tokio::time::advance(MIN_STAY_SLOW).await;
         for left in [&slow, &slow] {
             assert_eq!(room.displace(Instant::now()), 1);
             room.one_ends().await;

@@ -126,6 +126,11 @@ impl Activity {
         self.set(Phase::Fresh, Instant::now());
     }
 
+    /// The first bytes of a TLS handshake came; [`Self::entered`] is its end.
+    pub(super) fn handshake_begins(&self) {
+        self.head_begins();
+    }
+
     /// Some bytes of an answer went out below, where there is TLS in between.
     pub(super) fn progressed(&self) {
         if self.phase() == Phase::Stuck {

@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -18,6 +18,8 @@ pub(super) struct Wire<I> {
     ahead: Bytes,
     /// Below TLS, where an answer's progress can't be seen above: whom to tell of it.
     progress: Option<Arc<Activity>>,
+    /// Below TLS: nothing of the handshake has come yet.
+    awaits_handshake: bool,
 }
 
 impl<I> Wire<I> {
@@ -27,14 +29,25 @@ impl<I> Wire<I> {
             io,
             ahead,
             progress: None,
+            awaits_handshake: false,
         }
     }
 
-    /// Notes in `activity` whatever is written.
+    /// Notes in `activity` whatever is written, and that a handshake has begun: a caller who has sent
+    /// something is not to make room like one who is silent.
     pub(super) fn noting_progress(self, activity: Arc<Activity>) -> Self {
         Self {
             progress: Some(activity),
+            awaits_handshake: true,
             ..self
+        }
+    }
+
+    fn note_handshake(&mut self) {
+        if std::mem::take(&mut self.awaits_handshake)
+            && let Some(activity) = &self.progress
+        {
+            activity.handshake_begins();
         }
     }
 
@@ -53,8 +66,14 @@ impl<I: AsyncRead + Unpin> AsyncRead for Wire<I> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.ahead.is_empty() {
-            return Pin::new(&mut self.io).poll_read(cx, buf);
+            let before = buf.filled().len();
+            ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+            if buf.filled().len() > before {
+                self.note_handshake();
+            }
+            return Poll::Ready(Ok(()));
         }
+        self.note_handshake();
         let length = self.ahead.len().min(buf.remaining());
         buf.put_slice(&self.ahead[..length]);
         self.ahead.advance(length);
