@@ -91,6 +91,8 @@ const fn tool(name: &'static str, tool: Tool, least: usize) -> Flood {
 
 /// More than there are places.
 const MORE_THAN_ALL: usize = 12_000;
+/// The same in a long run; the system may give fewer descriptors.
+const FAR_MORE_THAN_ALL: usize = 20_000;
 
 const FROM_ANYWHERE: [Flood; 10] = [
     crowd("silent, one address", 8000, 1, Manner::Silent),
@@ -246,7 +248,11 @@ impl Scene {
         let address = self.gate.address();
         match &flood.weapon {
             Weapon::Crowd(crowd) => {
-                let at_once = crowd.at_once.min(room);
+                let at_once = match crowd.at_once {
+                    MORE_THAN_ALL if self.lasts > Duration::from_secs(SECONDS) => FAR_MORE_THAN_ALL,
+                    at_once => at_once,
+                };
+                let at_once = at_once.min(room);
                 let running = Crowd { at_once, ..*crowd }.flood(address);
                 let at_work = async {
                     sleep(self.lasts).await;
