@@ -197,7 +197,7 @@ impl Backend {
 
     /// Notes whether the last call that wanted a connection got none.
     pub(super) fn note_unreachable(&self, unreachable: bool) {
-        super::forward::note(&self.unreachable, unreachable);
+        super::flag::note(&self.unreachable, unreachable);
     }
 
     /// What is in trouble, one short sentence each.

@@ -8,7 +8,6 @@
 //! Only while it is certain that no byte was sent, a call goes on to another connection or address.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant as StdInstant;
 
 use bytes::Bytes;
@@ -129,14 +128,6 @@ pub(super) async fn forward(
         let _ = facts.upstream_status.set(answer.status.as_u16());
     }
     result
-}
-
-/// Notes a trouble, or that it is over. Looked at first: a store on each call would move the flag's
-/// cache line between the workers' cores.
-pub(super) fn note(flag: &AtomicBool, trouble: bool) {
-    if flag.load(Ordering::Relaxed) != trouble {
-        flag.store(trouble, Ordering::Relaxed);
-    }
 }
 
 /// Waits for a place, and sends at an address that may be called.

@@ -40,6 +40,7 @@ pub mod call;
 mod confirm;
 mod crowd;
 mod current;
+mod flag;
 mod forward;
 pub mod freshen;
 pub mod idempotency;
