@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::Response;
 use http_body::Body;
 use http_body_util::Full;
-use tower::{Service, ServiceExt, service_fn};
+use tower::{Service, service_fn};
 
 use crate::net::Arrived;
 
@@ -45,6 +45,8 @@ impl Current {
         B: Body<Data = Bytes> + Send + 'static,
     {
         let current = self.clone();
-        service_fn(move |arrived| current.get().service::<B>().oneshot(arrived))
+        // The layers are ready at any time. A call that first asked would hold the request twice, and the
+        // HTTP library keeps room for a whole call for each connection.
+        service_fn(move |arrived| current.get().service::<B>().call(arrived))
     }
 }

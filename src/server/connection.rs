@@ -91,11 +91,11 @@ impl<S: Service> Connections<S> {
             activity: Arc::clone(&activity),
         };
         let io = TokioIo::new(Watched::new(io, Arc::clone(&activity)));
-        let connection = http(&policy.limits).serve_connection(io, adapter);
         let lifetime = self.jitter.shorten(policy.limits.lifetime);
         async move {
             let _place = place;
-            match drive(connection, &activity, &policy.limits, lifetime, &closing).await {
+            let ended = drive(io, adapter, &activity, &policy.limits, lifetime, &closing);
+            match ended.await {
                 Ended::Closed => tracing::trace!(?peer, "connection closed"),
                 Ended::Broken(error) => tracing::debug!(?peer, %error, "connection broke"),
                 Ended::TimedOut(phase) => tracing::debug!(?peer, ?phase, "connection timed out"),
@@ -132,7 +132,8 @@ enum Ended {
 /// A connection that runs into a limit is dropped without an answer: the caller sees a network
 /// error and sends again, where a 4xx would lose its message.
 async fn drive<I, S>(
-    connection: http1::Connection<TokioIo<Watched<I>>, Adapter<S>>,
+    io: TokioIo<Watched<I>>,
+    adapter: Adapter<S>,
     activity: &Activity,
     limits: &Limits,
     lifetime: Duration,
@@ -142,7 +143,9 @@ where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service,
 {
-    let mut connection = pin!(connection);
+    // Made here and not handed in: a future keeps what it is given beside what it pins, and this is the
+    // largest part of an idle connection after its buffers.
+    let mut connection = pin!(http(limits).serve_connection(io, adapter));
     let mut closing = pin!(closing.watch());
     let mut watchdog = pin!(Watchdog::new());
     let retire_at = Instant::now().checked_add(lifetime);
