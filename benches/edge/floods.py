@@ -71,7 +71,7 @@ def refusals(directory, args):
             Kind("no signature", gate, 401, unsigned, target=0.35),
             Kind("over its address's rate", strict, 503),
         ]
-        count, number = args.seconds * 60_000, 1
+        count, number = args.seconds * 120_000, 1
         for turn in range(args.rounds):
             for kind in kinds:
                 calls = directory / "calls"
