@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tikigate::ledger::State;
-use tikigate::tiki::Family;
+use tikigate::tiki::{Family, SigningKey, Timestamp};
 
 use super::{changed, with_secrets};
 use crate::support::backend::{Answer, Backend, Behaviour, Hold};
@@ -270,6 +270,54 @@ async fn limits_level_and_tokens_change_for_the_next_call() {
     assert_eq!(gate.post("/tiki/any", "12345678").await.status, 200);
     assert_eq!(gate.post("/tiki/any", "123456789").await.status, 413);
     assert_eq!(gate.log().len(), lines, "neither info nor warn is written");
+}
+
+/// The partner's own calls: what they are signed with, and what callers must show.
+#[tokio::test]
+async fn calls_to_tiki_are_signed_with_the_new_secret() {
+    let backend = Backend::start(|_| Answer::success().into()).await;
+    let url = backend.url();
+    let with = |secrets: &[(&str, &str)], token: &str| {
+        let outbound = format!(
+            "[outbound]\nlisten = \"127.0.0.1:0\"\ndelivery = \"direct\"\n{token}\n\
+             [[outbound.accounts]]\nclient = \"wallet\"\nbase_url = \"{url}/tiki\"\n"
+        );
+        with_secrets(&url, secrets).replace("[ledger]", &format!("{outbound}[ledger]"))
+    };
+    let files = [
+        ("new-secret", OTHER_SECRET),
+        ("caller.token", "0123456789abcdef0123456789abcdef"),
+    ];
+    let gate = TestGate::watched(&with(&[("old", "secret")], ""), &files).await;
+    let send = async || {
+        let request = "POST /webview HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+                       Content-Length: 2\r\nConnection: close\r\n\r\n{}";
+        crate::support::raw::exchange(gate.outbound_address(), request).await
+    };
+    let signed_with = |secret: &str| {
+        let timestamp = Timestamp::from_system_time(gate.now()).unwrap();
+        let key = SigningKey::from_secret(secret.as_bytes());
+        let expected = key.sign(timestamp, CLIENT, b"{}").to_hex();
+        let requests = backend.requests();
+        requests.last().unwrap().header("x-tikivip-signature") == Some(&expected)
+    };
+    assert_eq!(send().await.status, 200);
+    assert!(signed_with(SECRET));
+    gate.advance(Duration::from_secs(1));
+    let both = [("new", "new-secret"), ("old", "secret")];
+    assert!(gate.reload(&with(&both, "")).await);
+    assert_eq!(send().await.status, 200);
+    assert!(signed_with(OTHER_SECRET));
+    let token = "token = { file = \"caller.token\" }";
+    assert!(
+        gate.reload(&with(&both, token)).await,
+        "{}",
+        gate.readiness().await
+    );
+    let sent = backend.requests().len();
+    assert_eq!(send().await.status, 401);
+    assert_eq!(backend.requests().len(), sent);
+    assert!(!gate.readiness().await.contains("restart"));
 }
 
 #[tokio::test]
