@@ -66,6 +66,12 @@ impl Control {
         let looking = tokio::spawn(seen.keep_looking(Arc::clone(&control.ledger)));
         let sweeping = tokio::spawn(keep_sweeping(Arc::clone(&control.ledger), PACE));
         let life = Arc::clone(&control.life);
+        let (status, clock) = (Arc::clone(&control.configuration), control.clock.clone());
+        let reminding = async move {
+            let warn = |key: &str, trouble: &str| tracing::warn!(certificate = key, "{trouble}");
+            status.keep_reminding(clock, warn).await;
+        };
+        tokio::spawn(life.draining().run_until_cancelled_owned(reminding));
         let looking_around = keep_looking(control.gate.clone());
         tokio::spawn(life.draining().run_until_cancelled_owned(looking_around));
         let checking = keep_checking(control.gate.clone());

@@ -219,7 +219,6 @@ impl App {
                 running,
                 Arc::clone(&configuration),
                 Arc::clone(&asked),
-                clock.clone(),
             );
             threads.push(spawn("reload".to_owned(), reloader.run(life.draining()))?);
         }

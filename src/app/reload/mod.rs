@@ -21,7 +21,6 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Access};
-use crate::clock::Clock;
 use crate::config::{self, Loaded, Reading, Settings, WatchedFile};
 use crate::gate::{Common, Current};
 use crate::ledger::Ledger;
@@ -41,9 +40,6 @@ const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 /// How long the ledger may take to learn of a new namespace.
 const DEFINING: Duration = Duration::from_secs(10);
-
-/// Between two warnings of certificates that are about to end.
-const REMIND: Duration = Duration::from_secs(24 * 3600);
 
 /// Where the settings came from, to be read again when it changes.
 #[derive(Clone, Debug)]
@@ -94,7 +90,6 @@ pub(super) struct Reloader {
     running: Running,
     status: Arc<Status>,
     asked: Arc<Notify>,
-    clock: Clock,
 }
 
 /// Why a change was not taken.
@@ -111,14 +106,12 @@ impl Reloader {
         running: Running,
         status: Arc<Status>,
         asked: Arc<Notify>,
-        clock: Clock,
     ) -> Self {
         Self {
             source,
             running,
             status,
             asked,
-            clock,
         }
     }
 
@@ -126,12 +119,7 @@ impl Reloader {
     pub(super) async fn run(mut self, ended: CancellationToken) {
         let reloading = async {
             let mut again_at = None;
-            let mut remind_at = Instant::now();
             loop {
-                if Instant::now() >= remind_at {
-                    self.status.remind(self.clock.now());
-                    remind_at = Instant::now() + REMIND;
-                }
                 self.wait_for_a_reason(again_at).await;
                 again_at = match self.reload().await {
                     Ok(()) => None,

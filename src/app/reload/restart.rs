@@ -4,7 +4,7 @@ use std::mem::discriminant;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{Outbound, Settings, Store, effective};
+use crate::config::{Account, Client, Outbound, Settings, Store, effective};
 
 /// What the lease of a shared ledger has over the longest `settle_within`.
 const LEASE_MARGIN: Duration = Duration::from_secs(10);
@@ -39,16 +39,40 @@ pub(super) fn keep(new: &mut Settings, running: &Settings) -> Result<Vec<&'stati
     keep("ledger", ledger_differs(new, running)?);
     new.ledger = running.ledger.clone();
     keep("outbound", outbound_differs(new, running)?);
+    let (new_clients, running_clients) = (new.clients.clone(), &running.clients);
     new.outbound = match (&new.outbound, &running.outbound) {
         (Some(new), Some(running)) => Some(Arc::new(Outbound {
             token: new.token.clone(),
             tls: new.tls.clone(),
             addresses: new.addresses.clone(),
+            accounts: accounts_among(&new_clients, running, running_clients),
             ..Outbound::clone(running)
         })),
         (_, running) => running.clone(),
     };
     Ok(waiting)
+}
+
+/// The running accounts, each by its client's place among the new ones: it is told by the id.
+fn accounts_among(
+    new: &[Arc<Client>],
+    running: &Outbound,
+    running_clients: &[Arc<Client>],
+) -> Vec<Arc<Account>> {
+    let place = |account: &Account| {
+        let id = running_clients.get(account.client).map(|client| &client.id);
+        new.iter().position(|client| Some(&client.id) == id)
+    };
+    let accounts = running.accounts.iter();
+    accounts
+        .map(|account| {
+            Arc::new(Account {
+                // One whose client is gone signs on as it did until the restart that was asked for.
+                client: place(account).unwrap_or(usize::MAX),
+                ..Account::clone(account)
+            })
+        })
+        .collect()
 }
 
 fn ledger_differs(new: &Settings, running: &Settings) -> Result<bool, String> {
@@ -124,11 +148,17 @@ fn outbound_differs(new: &Settings, running: &Settings) -> Result<bool, String> 
         }
         shown
     };
-    let endpoints = |outbound: &Outbound| -> Vec<_> {
+    // What is not shown: whose certificates are believed, and a client's id behind its name.
+    let behind = |outbound: &Outbound, clients: &[Arc<Client>]| -> Vec<_> {
         let accounts = outbound.accounts.iter();
         accounts
-            .map(|account| account.upstream.endpoints.clone())
+            .map(|account| {
+                let client = clients.get(account.client);
+                let id = client.map(|client| client.id.clone());
+                (id, account.upstream.endpoints.clone())
+            })
             .collect()
     };
-    Ok(shown(new) != shown(running) || endpoints(outbound) != endpoints(before))
+    Ok(shown(new) != shown(running)
+        || behind(outbound, &new.clients) != behind(before, &running.clients))
 }

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use crate::clock::Clock;
 use crate::config::Expiry;
 
 /// Problems that are told of; the log has all.
@@ -10,6 +11,9 @@ const TOLD: usize = 20;
 
 /// Certificates are told of this long before they end.
 const AHEAD: Duration = Duration::from_secs(14 * 24 * 3600);
+
+/// Between two warnings of certificates that are about to end.
+const REMIND: Duration = Duration::from_secs(24 * 3600);
 
 /// What became of the last change, and which certificates end soon.
 #[derive(Debug, Default)]
@@ -47,13 +51,25 @@ impl Status {
         self.lock().refused = problems.to_vec();
     }
 
-    /// Warns of certificates that have ended or soon will.
-    pub(super) fn remind(&self, now: SystemTime) {
-        for expiry in &self.lock().certificates {
-            if let Some(trouble) = expiry.trouble(now, AHEAD) {
-                tracing::warn!(certificate = expiry.key, "{trouble}");
+    /// Tells each day of certificates that have ended or soon will, by the key that names each and what to
+    /// say; for ever. To be ended by dropping it.
+    pub(in crate::app) async fn keep_reminding(
+        &self,
+        clock: Clock,
+        mut tell: impl FnMut(&str, &str),
+    ) {
+        loop {
+            for expiry in self.certificates() {
+                if let Some(trouble) = expiry.trouble(clock.now(), AHEAD) {
+                    tell(&expiry.key, &trouble);
+                }
             }
+            tokio::time::sleep(REMIND).await;
         }
+    }
+
+    fn certificates(&self) -> Vec<Expiry> {
+        self.lock().certificates.clone()
     }
 
     /// What is in trouble, one sentence each.
@@ -115,6 +131,29 @@ mod tests {
             told(now - DAY),
             ["server.tls.certificate: the certificate has expired"]
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_day_is_reminded_of_an_end_that_is_near() {
+        let now = SystemTime::UNIX_EPOCH + 20_000 * DAY;
+        let (clock, hands) = Clock::manual(now);
+        let status = Status::new(vec![expiry(now + 15 * DAY)]);
+        let told = std::cell::RefCell::new(Vec::new());
+        let tell = |key: &str, trouble: &str| told.borrow_mut().push(format!("{key}: {trouble}"));
+        let days = async {
+            for _ in 0..3 {
+                tokio::time::sleep(REMIND).await;
+                hands.advance(REMIND);
+            }
+            tokio::time::sleep(REMIND / 2).await;
+        };
+        tokio::select! {
+            () = status.keep_reminding(clock, tell) => {}
+            () = days => {}
+        }
+        let told = told.into_inner();
+        assert!(told.len() >= 2, "{told:?}");
+        assert!(told[0].starts_with("server.tls.certificate: the certificate expires in"));
     }
 
     #[test]

@@ -277,6 +277,7 @@ async fn limits_level_and_tokens_change_for_the_next_call() {
 async fn calls_to_tiki_are_signed_with_the_new_secret() {
     let backend = Backend::start(|_| Answer::success().into()).await;
     let url = backend.url();
+    let other = "[[clients]]\nid = \"another\"\nname = \"first\"\nsecrets = [{ name = \"now\", file = \"other-secret\" }]\n";
     let with = |secrets: &[(&str, &str)], token: &str| {
         let outbound = format!(
             "[outbound]\nlisten = \"127.0.0.1:0\"\ndelivery = \"direct\"\n{token}\n\
@@ -308,9 +309,14 @@ async fn calls_to_tiki_are_signed_with_the_new_secret() {
     assert!(gate.reload(&with(&both, "")).await);
     assert_eq!(send().await.status, 200);
     assert!(signed_with(OTHER_SECRET));
+    // Another client in front of it is no other account, now or the next time.
+    let moved =
+        |token: &str| with(&both, token).replacen("[[clients]]", &format!("{other}[[clients]]"), 1);
+    assert!(gate.reload(&moved("")).await, "{}", gate.readiness().await);
+    assert!(!gate.readiness().await.contains("restart"));
     let token = "token = { file = \"caller.token\" }";
     assert!(
-        gate.reload(&with(&both, token)).await,
+        gate.reload(&moved(token)).await,
         "{}",
         gate.readiness().await
     );
@@ -318,6 +324,11 @@ async fn calls_to_tiki_are_signed_with_the_new_secret() {
     assert_eq!(send().await.status, 401);
     assert_eq!(backend.requests().len(), sent);
     assert!(!gate.readiness().await.contains("restart"));
+    // Another id behind the same name is another account.
+    let id = format!("id = \"{CLIENT}\"");
+    let renamed = moved(token).replace(&id, "id = \"another-id\"");
+    assert!(gate.reload(&renamed).await, "{}", gate.readiness().await);
+    assert!(gate.readiness().await.contains("restart: outbound"));
 }
 
 #[tokio::test]
