@@ -3,6 +3,7 @@
 //!
 //! There is no cluster here: what a kubelet does with the manifests is not tested, what they say is.
 
+mod broken;
 mod chart;
 mod drift;
 mod gate;
