@@ -81,6 +81,7 @@ Deployment | /spec/strategy/type | "Recreate" | strategy
 Deployment | /spec/strategy/rollingUpdate/maxUnavailable | 1 | strategy
 Deployment | POD/topologySpreadConstraints/0/topologyKey | "other" | topologySpread
 Deployment | POD/terminationGracePeriodSeconds | 85 | terminationGrace
+Deployment | POD/enableServiceLinks | null | enableServiceLinks
 Deployment | GATE/env/0/valueFrom | null | DATABASE_URL
 Deployment | GATE/restartPolicy | "Always" | restartPolicy
 Deployment | GATE/securityContext/runAsUser | 1000 | securityContext

@@ -56,6 +56,7 @@ fn pod(rendering: &Rendering<'_>) -> Value {
         "security": pod["securityContext"],
         "token": pod["automountServiceAccountToken"],
         "volumes": pod["volumes"],
+        "links": pod["enableServiceLinks"],
         "hooks": backends,
         "spread": unselected(&pod["topologySpreadConstraints"]),
     })

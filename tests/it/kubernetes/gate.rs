@@ -58,6 +58,11 @@ fn strict_checks_notice_secrets_that_everybody_can_read() {
 fn set_up(objects: &[Value], more: &[(&str, &str)]) -> Setup {
     let rendering = Rendering::new(objects).unwrap();
     let mut setup = lay(&rendering)
+        // What Kubernetes makes of a Service called tikigate, where it makes variables of Services.
+        .environment("TIKIGATE_SERVICE_HOST", "10.96.0.7")
+        .environment("TIKIGATE_SERVICE_PORT_HTTP", "80")
+        .environment("TIKIGATE_PORT", "tcp://10.96.0.7:80")
+        .environment("TIKIGATE_PORT_80_TCP_ADDR", "10.96.0.7")
         .environment("TIKIGATE__SERVER__LISTEN", "127.0.0.1:0")
         .environment("TIKIGATE__ADMIN__LISTEN", "127.0.0.1:0")
         .environment("TIKIGATE__OUTBOUND__LISTEN", "127.0.0.1:0")

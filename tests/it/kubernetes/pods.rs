@@ -143,6 +143,12 @@ pub(super) fn pod(rendering: &Rendering<'_>, settings: &Settings) -> Vec<String>
         grace > drain + LAST_MOMENT,
         format!("terminationGracePeriodSeconds: {grace:?}, and a drain takes {drain:?}"),
     );
+    if !rendering.native() {
+        faults.unless(
+            pod["enableServiceLinks"] == false,
+            "enableServiceLinks: variables that begin with TIKIGATE_",
+        );
+    }
     if rendering.native() {
         for backend in items(pod, "/containers") {
             let sleep = seconds(&backend["lifecycle"]["preStop"]["sleep"]["seconds"]);
