@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::laid::{NOBODYS_SECRET, secret_files};
 use super::rules::{Rendering, faults, items};
 use super::tool::{helm, kubectl, kustomize};
-use super::{FRONT, SIDECAR, SIDECAR_OVERLAY, configuration};
+use super::{FRONT, FRONT_CHART, SIDECAR, SIDECAR_OVERLAY, configuration};
 use crate::commands::{run, tikigate};
 use crate::support::samples;
 
@@ -91,6 +91,10 @@ fn every_command_of_the_walkthrough_that_renders_something_does() {
                     .all(|variable| variable["value"].is_null());
                 assert_eq!(first, line.contains("firstStart=true"), "{line}");
                 assert_eq!(first, notes.contains("FIRST START"), "{line}");
+                assert_eq!(faults(&objects), [""; 0], "{line}");
+                if !first && !gate.native() {
+                    assert_eq!(objects, *FRONT_CHART, "{line}");
+                }
                 "helm"
             }
             [
