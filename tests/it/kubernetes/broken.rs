@@ -45,7 +45,7 @@ Deployment | POD/securityContext/fsGroup | null | fsGroup
 Deployment | POD/automountServiceAccountToken | true | of the pod
 Deployment | POD/serviceAccountName | "default" | no ServiceAccount
 Deployment | POD/terminationGracePeriodSeconds | 85 | terminationGracePeriodSeconds
-Deployment | POD/terminationGracePeriodSeconds | 110 | leaves the backend no time
+Deployment | POD/terminationGracePeriodSeconds | 124 | leaves the backend no time
 Deployment | POD/containers/0/lifecycle/preStop/sleep/seconds | 84 | the backend's preStop
 Deployment | POD/containers/0/lifecycle | null | the backend's preStop
 Deployment | POD/containers | [] | no backend

@@ -385,4 +385,9 @@ fn a_longer_drain_takes_the_pod_along() {
     );
     assert_eq!(rendering.pod()["terminationGracePeriodSeconds"], 146);
     assert_eq!(faults(&objects), [""; 0]);
+
+    let text = configuration(SIDECAR).replace("drain_delay = \"5s\"", "drain_delay = \"30s\"");
+    let values = changed(sidecar_values(), "/tikigate/config", text.into());
+    let (objects, _) = chart(EXAMPLE_CHART, "legacy", &values).unwrap();
+    assert_eq!(faults(&objects), [""; 0]);
 }

@@ -157,7 +157,12 @@ pub(super) fn pod(rendering: &Rendering<'_>, settings: &Settings) -> Vec<String>
                 format!("the backend's preStop: {sleep:?}, and a drain takes {drain:?}"),
             );
             faults.unless(
-                grace >= sleep + Duration::from_secs(30),
+                // Its own stop, and one more drain of nothing.
+                grace
+                    >= sleep
+                        + Duration::from_secs(30)
+                        + settings.server.drain_delay
+                        + LAST_MOMENT,
                 format!("terminationGracePeriodSeconds: {grace:?} leaves the backend no time after {sleep:?}"),
             );
         }

@@ -64,7 +64,8 @@ would only be noticed when a refund has been sent twice. All the rest is the gat
 {{- fail "tikigate: ledger.url comes from DATABASE_URL, so name the Secret with the URL: database.existingSecret" }}
 {{- end }}
 
-{{- $drain := add (include "tikigate.milliseconds" (dig "server" "drain_delay" "2s" $config)) (include "tikigate.milliseconds" (dig "server" "drain_within" "75s" $config)) }}
+{{- $delay := include "tikigate.milliseconds" (dig "server" "drain_delay" "2s" $config) | int64 }}
+{{- $drain := add $delay (include "tikigate.milliseconds" (dig "server" "drain_within" "75s" $config)) }}
 {{- $drain = div (add $drain 999) 1000 }}
 {{- $preStop := 0 }}
 {{- $least := add $drain 5 }}
@@ -75,7 +76,8 @@ would only be noticed when a refund has been sent twice. All the rest is the gat
 {{- end }}
 {{- $least = add $preStop $values.sidecar.backendStopSeconds }}
 {{- end }}
-{{- $spare := ternary 15 10 (eq $values.mode "sidecar") }}
+{{- /* In a sidecar's pod there is room for one more drain of nothing, should the kubelet start the gate anew. */}}
+{{- $spare := ternary (add 10 (div (add $delay 999) 1000)) 10 (eq $values.mode "sidecar") }}
 {{- $grace := $values.terminationGracePeriodSeconds | default (add $least $spare) }}
 {{- if lt (int $grace) (int $least) }}
 {{- fail (printf "tikigate: terminationGracePeriodSeconds is %d, but a drain may take %d s: calls would be killed. Leave it out, or lower server.drain_within" (int $grace) (int $least)) }}
