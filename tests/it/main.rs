@@ -19,7 +19,11 @@ mod fake_tiki;
 mod floods;
 mod fuzzed;
 mod hostile;
+<<<<<<< HEAD
 mod life;
+=======
+mod kubernetes;
+>>>>>>> w-kube
 mod outbound;
 mod outcomes;
 mod passing;
