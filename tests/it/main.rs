@@ -19,11 +19,8 @@ mod fake_tiki;
 mod floods;
 mod fuzzed;
 mod hostile;
-<<<<<<< HEAD
-mod life;
-=======
 mod kubernetes;
->>>>>>> w-kube
+mod life;
 mod outbound;
 mod outcomes;
 mod passing;
