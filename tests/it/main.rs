@@ -29,6 +29,7 @@ mod promises;
 mod real_backends;
 mod reload;
 mod server;
+mod spans;
 mod steps;
 mod support;
 mod vectors;
