@@ -46,6 +46,7 @@ class Crate:
         self.name = package["name"]
         self.version = package["version"]
         self.licence = package["license"]
+        self.authors = package["authors"]
         self.directory = Path(package["manifest_path"]).parent
         self.repository = package["repository"]
         self.description = package["description"]
