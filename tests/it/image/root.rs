@@ -89,6 +89,12 @@ impl Root {
         mount(&["--bind", text(&source), text(&self.at(place))]);
     }
 
+    /// Mounts a /tmp in memory.
+    pub(super) fn mount_tmp(&self) {
+        let options = "mode=1777,size=1m";
+        mount(&["-t", "tmpfs", "-o", options, "tmp", text(&self.at("tmp"))]);
+    }
+
     /// Mounts a file with this text over one of the root's, as engines do with `/etc/hosts`.
     pub(super) fn file(&self, place: &str, content: &str) {
         let source = self.volumes.join(place.replace('/', "-"));

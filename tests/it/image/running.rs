@@ -89,6 +89,16 @@ async fn a_refund_passes_once_and_the_drain_ends_it_well() {
     assert_eq!(later.header("idempotency-replayed"), Some("true"));
     assert_eq!(backend.requests().len(), 1);
     assert_eq!(gate.terminate().code(), Some(0));
+
+    // Without a gate a command wants a directory of its own: the one thing that needs a /tmp, as it says.
+    let offline = ["ledger", "list", "--file", "/var/lib/tikigate/tikigate.db"];
+    let told = run(&mut root.command(&offline)).failed(1);
+    for words in ["/tmp/tikigate-", "Read-only file system"] {
+        assert!(told.contains(words), "{words:?} is missing in: {told}");
+    }
+    root.mount_tmp();
+    let out = run(&mut root.command(&offline)).worked();
+    assert!(out.contains("r-1"), "{out}");
 }
 
 #[test]
