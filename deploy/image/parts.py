@@ -3,6 +3,7 @@
 Used by `sbom` and `licences`, which print it for machines and for people.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -19,6 +20,7 @@ def run(*command):
     return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
+@functools.cache
 def toolchain():
     """`rustc --version --verbose` as a dictionary."""
     lines = run("rustc", "--version", "--verbose").splitlines()
