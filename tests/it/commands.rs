@@ -133,6 +133,24 @@ pub(crate) fn setup(toml: &str) -> Setup {
         .file("other-secret", OTHER_SECRET.as_bytes())
 }
 
+/// A user with no rights, as images have one.
+pub(crate) const NOBODY: u32 = 65532;
+
+/// `tikigate serve` as [`NOBODY`], who owns the setup's files. Only root can start it.
+pub(crate) fn serve_as_nobody(setup: &Setup) -> Command {
+    use std::os::unix::fs::chown;
+    use std::os::unix::process::CommandExt;
+
+    let directory = setup.directory();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        chown(entry.unwrap().path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    chown(directory, Some(NOBODY), Some(NOBODY)).unwrap();
+    let mut serve = setup.command("serve");
+    serve.uid(NOBODY).gid(NOBODY);
+    serve
+}
+
 /// A setup's command with further arguments.
 pub(crate) fn command(setup: &Setup, arguments: &[&str]) -> Command {
     let mut command = setup.command(arguments[0]);

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use super::{run, setup, tikigate, token_file};
+use super::{run, serve_as_nobody, setup, tikigate, token_file};
 use crate::support::gate::{SECRET, usual};
 use crate::support::gate_process::Setup;
 
@@ -48,6 +48,35 @@ fn an_address_of_another_machine_is_named() {
     assert_says(
         &refusal(&mut setup.command("serve"), 1),
         &["cannot listen on 192.0.2.1:8080: "],
+    );
+}
+
+/// What the right is that an ordinary user lacks. Skipped where nobody else can be become.
+#[test]
+fn a_port_or_a_directory_that_is_not_for_this_user_is_named_with_what_to_do() {
+    if !rustix::process::getuid().is_root() {
+        return;
+    }
+    // In containers every port may be open to everybody.
+    let open = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
+    if open.trim() == "1024" {
+        let setup = setup(&usual(BACKEND)).environment("TIKIGATE__SERVER__LISTEN", "127.0.0.1:81");
+        let told = refusal(&mut serve_as_nobody(&setup), 1);
+        assert_says(
+            &told,
+            &["cannot listen on 127.0.0.1:81: ", "CAP_NET_BIND_SERVICE"],
+        );
+    }
+    let closed = tempfile::tempdir().unwrap();
+    let path = format!("unix:{}/gate.sock", closed.path().display());
+    let setup = setup(&usual(BACKEND)).environment("TIKIGATE__SERVER__LISTEN", &path);
+    let told = refusal(&mut serve_as_nobody(&setup), 1);
+    assert_says(
+        &told,
+        &[
+            &format!("cannot listen on {path}: "),
+            "the gate's user needs the right to write to the directory",
+        ],
     );
 }
 

@@ -6,7 +6,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
-use crate::commands::{get, post, setup};
+use crate::commands::{self, get, post, serve_as_nobody, setup};
 use crate::support::backend::{Answer, Backend};
 use crate::support::gate::{changed, refund, usual};
 use crate::support::gate_process::GateProcess;
@@ -28,7 +28,7 @@ fn no_core_is_written_of_a_gate_whatever_the_limit_was() {
 /// kernel shows it, and how it keeps others of the same user out.
 #[test]
 fn no_other_process_of_the_same_user_may_read_its_memory() {
-    use std::os::unix::fs::{MetadataExt, chown};
+    use std::os::unix::fs::MetadataExt;
     use std::os::unix::process::CommandExt;
 
     let own = rustix::process::getuid();
@@ -39,20 +39,16 @@ fn no_other_process_of_the_same_user_may_read_its_memory() {
         return;
     }
     // As root, by somebody else's eyes: the gate runs as another user, and so does a reader.
-    const USER: u32 = 65532;
     let setup = setup(&usual(NOBODY));
-    let directory = setup.directory().to_owned();
-    for entry in fs::read_dir(&directory).unwrap() {
-        chown(entry.unwrap().path(), Some(USER), Some(USER)).unwrap();
-    }
-    chown(&directory, Some(USER), Some(USER)).unwrap();
-    let mut serve = setup.command("serve");
-    serve.uid(USER).gid(USER);
+    let serve = serve_as_nobody(&setup);
     let gate = GateProcess::launch(serve, std::sync::Arc::new(setup)).unwrap();
     let memory = format!("/proc/{}/mem", gate.pid());
     assert_eq!(fs::metadata(&memory).unwrap().uid(), 0);
     let mut reader = std::process::Command::new("head");
-    reader.args(["-c1", &memory]).uid(USER).gid(USER);
+    reader
+        .args(["-c1", &memory])
+        .uid(commands::NOBODY)
+        .gid(commands::NOBODY);
     let told = reader.output().unwrap();
     let told = String::from_utf8_lossy(&told.stderr).into_owned();
     assert!(told.contains("Permission denied"), "{told}");

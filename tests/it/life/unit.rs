@@ -73,6 +73,27 @@ fn the_service_is_exposed_as_little_as_two_in_ten() {
     assert!(well && told.contains("Overall exposure level"), "{told}");
 }
 
+#[test]
+fn the_user_is_made_with_the_ledgers_directory_as_its_home() {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir(root.path().join("etc")).unwrap();
+    let users = self::root().join("deploy/systemd/tikigate.sysusers");
+    let made = Command::new("systemd-sysusers")
+        .arg(format!("--root={}", root.path().display()))
+        .arg(users)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let passwd = fs::read_to_string(root.path().join("etc/passwd")).unwrap();
+    let [name, _, _, _, _, home, shell] = passwd.trim().split(':').collect::<Vec<_>>()[..] else {
+        panic!("{passwd}");
+    };
+    let service = unit("tikigate.service");
+    assert_eq!(values(&service, "User"), [name]);
+    assert_eq!(values(&service, "WorkingDirectory"), [home]);
+    assert!(shell.ends_with("nologin"), "{shell}");
+}
+
 /// A stop that is cut short makes unknowns of refunds that would have been answered.
 #[test]
 fn stopping_may_take_as_long_as_a_drain() {
