@@ -19,6 +19,7 @@ mod fake_tiki;
 mod floods;
 mod fuzzed;
 mod hostile;
+mod monitoring;
 mod outbound;
 mod outcomes;
 mod passing;
