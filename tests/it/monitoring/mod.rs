@@ -2,8 +2,10 @@
 //! set-up for trying it out. `alerts` makes each alert's trouble happen.
 
 mod alerts;
+mod compose;
 mod dashboard;
 mod gates;
+mod local;
 mod prometheus;
 mod promql;
 mod rules;
