@@ -2,12 +2,14 @@
 //! nothing out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
 
 use serde_json::Value;
 
 use super::prometheus::Prometheus;
 use super::promql::selectors;
-use super::{DASHBOARD, RULES, read};
+use super::{DASHBOARD, RULES, read, succeeds};
+use crate::support::samples::root;
 
 /// Metrics that no gate of the tests has, and why.
 const NOT_HERE: [(&str, &str); 1] = [(
@@ -143,6 +145,53 @@ fn every_data_source_is_the_variable_and_every_selector_follows_the_others() {
                 "{title}: {expression}"
             );
         }
+    }
+}
+
+/// Keys that Grafana reads and its types for programs leave out.
+const NOT_TYPED: [&str; 2] = ["definition", "titleFormat"];
+
+/// The judge is Grafana's own reading: all that we wrote comes back, so each key has the right name and
+/// kind. No Grafana to look at it with can be installed from Debian's packages.
+#[test]
+fn grafana_understands_every_key() {
+    let tools = root().join("target/tools/monitoring/bin/python");
+    assert!(tools.exists(), "{tools:?} is missing: `tests/run` makes it");
+    let mut reading = Command::new(tools);
+    reading.arg(root().join("tests/it/monitoring/grafana.py"));
+    let understood = succeeds(reading.arg(root().join(DASHBOARD)));
+    let understood: Value = serde_json::from_str(&understood).unwrap();
+    let mut lost = Vec::new();
+    compare("", &dashboard(), &understood, &mut lost);
+    assert!(lost.is_empty(), "{lost:#?}");
+}
+
+/// What of `ours` is not in `theirs`. What is empty may be left out.
+fn compare(place: &str, ours: &Value, theirs: &Value, lost: &mut Vec<String>) {
+    match (ours, theirs) {
+        (Value::Object(ours), Value::Object(theirs)) => {
+            for (key, value) in ours {
+                let place = format!("{place}/{key}");
+                match theirs.get(key) {
+                    Some(other) => compare(&place, value, other, lost),
+                    None if NOT_TYPED.contains(&key.as_str()) => {}
+                    None => match value {
+                        Value::Null | Value::Bool(false) => {}
+                        Value::Array(list) if list.is_empty() => {}
+                        Value::String(text) if text.is_empty() => {}
+                        _ => lost.push(format!("{place}: {value}")),
+                    },
+                }
+            }
+        }
+        (Value::Array(ours), Value::Array(theirs)) if ours.len() == theirs.len() => {
+            for (at, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
+                compare(&format!("{place}[{at}]"), ours, theirs, lost);
+            }
+        }
+        (Value::Number(ours), Value::Number(theirs)) if ours.as_f64() == theirs.as_f64() => {}
+        _ if ours == theirs => {}
+        _ => lost.push(format!("{place}: {ours} became {theirs}")),
     }
 }
 
