@@ -105,7 +105,7 @@ impl Stage {
             let both = async { tokio::join!(sending, reading).1 };
             let answered = tokio::time::timeout(PATIENCE, both).await;
             let answered = answered.expect("the gate closes");
-            let settled = tokio::time::timeout(PATIENCE, self.common.settled()).await;
+            let settled = tokio::time::timeout(PATIENCE, self.common.calls().settled()).await;
             settled.expect("what runs detached ends");
             answered
         });

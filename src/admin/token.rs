@@ -5,6 +5,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use zeroize::Zeroizing;
+
 use crate::config::{AdminToken, Secret};
 
 /// The file's name in the ledger's directory; the commands look for it there.
@@ -62,7 +64,7 @@ fn read(path: &Path) -> io::Result<Secret> {
             ),
         ));
     }
-    let mut text = Vec::new();
+    let mut text = Zeroizing::new(Vec::with_capacity(2 * MAX_FILE as usize));
     file.take(MAX_FILE).read_to_end(&mut text)?;
     let token = text.trim_ascii_end();
     let usable = token.len() >= 32 && token.iter().all(u8::is_ascii_graphic);

@@ -7,14 +7,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminSettings, Readiness, SendNow, SendNowError, SendingNow};
 use crate::clock::Clock;
-use crate::config::Settings;
-use crate::gate::{Common, Current, NotSentNow, SentNow, keep_checking, keep_looking};
+use crate::gate::{Calls, Current, NotSentNow, SentNow, keep_checking, keep_looking};
 use crate::ledger::{Ledger, RecordId, State, Stats};
 use crate::metrics::{LedgerFigures, Metrics, OutboxFigures, StateFigures};
 use crate::outbound::outbox::{self, Outbox};
 use crate::server;
 
-use super::drain::Life;
+use super::drain::{DrainTimes, Life};
 use super::outbound::Handle;
 use super::readiness::{QuarantineSeen, readiness};
 use super::reload::Status;
@@ -25,8 +24,7 @@ pub(super) struct Control {
     /// For what is sent and asked without a caller; its connections are this thread's.
     pub(super) gate: Current,
     pub(super) life: Arc<Life>,
-    /// Of the start; what is in flight is the same in all that came after it.
-    pub(super) common: Arc<Common>,
+    pub(super) calls: Calls,
     pub(super) configuration: Arc<Status>,
     pub(super) clock: Clock,
     pub(super) ledger: Arc<dyn Ledger>,
@@ -38,12 +36,7 @@ pub(super) struct Control {
 
 impl Control {
     /// Serves the admin listener and expires records until the drain is over.
-    pub(super) async fn run(
-        self,
-        listener: server::Listener,
-        admin_settings: AdminSettings,
-        settings: Arc<Settings>,
-    ) {
+    pub(super) async fn run(self, listener: server::Listener, admin_settings: AdminSettings) {
         let control = Arc::new(self);
         let (listener, _file) = match listener.register() {
             Ok((server::Socket::Tcp(socket), file)) => (admin::Listener::from(socket), file),
@@ -76,7 +69,14 @@ impl Control {
         tokio::spawn(life.draining().run_until_cancelled_owned(looking_around));
         let checking = keep_checking(control.gate.clone());
         tokio::spawn(life.draining().run_until_cancelled_owned(checking));
-        let server = &settings.server;
+        let times = || {
+            let common = Arc::clone(control.gate.get().common());
+            let server = &common.settings().server;
+            DrainTimes {
+                delay: server.drain_delay,
+                within: server.drain_within,
+            }
+        };
         let connections = || {
             let outbound = control.outbound.as_ref();
             control.connections.connections()
@@ -85,13 +85,7 @@ impl Control {
                     outbound.connections.connections() + at_tiki
                 })
         };
-        life.drain(
-            &control.common,
-            server.drain_delay,
-            server.drain_within,
-            connections,
-        )
-        .await;
+        life.drain(&control.calls, times, connections).await;
         sweeping.abort();
         looking.abort();
         stop_admin.cancel();
@@ -127,14 +121,15 @@ impl admin::Control for Control {
     }
 
     fn render_metrics(&self, ledger: Option<&Stats>, outbox: Option<outbox::Stats>) -> String {
+        let gate = self.gate.get();
+        let common = gate.common();
         self.metrics
-            .set_signatures_remembered(self.common.remembered_signatures());
+            .set_signatures_remembered(common.remembered_signatures());
         self.metrics
-            .set_limited_addresses(self.common.limited_addresses());
+            .set_limited_addresses(common.limited_addresses());
         let connections = &self.metrics.sources().connections;
         connections.store(self.connections.connections(), Ordering::Relaxed);
-        let gate = self.gate.get();
-        let addresses = gate.common().backends().iter();
+        let addresses = common.backends().iter();
         let figures = LedgerFigures {
             outbox: outbox.map(outbox_figures),
             quarantined: self.quarantine.cause().is_some(),

@@ -7,10 +7,18 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::Phase;
-use crate::gate::Common;
+use crate::gate::Calls;
 
 /// What remains for recording abandoned calls and closing connections.
 const LAST_MOMENT: Duration = Duration::from_secs(5);
+
+/// How long a drain takes at most.
+pub(super) struct DrainTimes {
+    /// While the gate is unready and still takes calls.
+    pub(super) delay: Duration,
+    /// For what runs then.
+    pub(super) within: Duration,
+}
 
 /// The signals between a gate's threads.
 pub(super) struct Life {
@@ -77,40 +85,41 @@ impl Life {
         }
     }
 
-    /// Waits for the drain to be wanted, and carries it out. `connections` tells how many are open.
+    /// Waits for the drain to be wanted, and carries it out. `times` is asked when it begins;
+    /// `connections` tells how many are open.
     pub(super) async fn drain(
         self: Arc<Self>,
-        common: &Common,
-        delay: Duration,
-        within: Duration,
+        calls: &Calls,
+        times: impl Fn() -> DrainTimes,
         connections: impl Fn() -> usize,
     ) {
         self.draining.cancelled().await;
         let started = tokio::time::Instant::now();
+        let DrainTimes { delay, within } = times();
         tracing::info!("draining: unready");
         self.unless_hurried(tokio::time::sleep(delay)).await;
 
         tracing::info!(
-            tikigate.running = common.running_calls(),
+            tikigate.running = calls.running(),
             tikigate.connections = connections(),
             "draining: no new connections, finishing what runs"
         );
-        common.refuse_new_calls();
+        calls.refuse_new();
         self.closing.cancel();
         let finished = async {
             let deadline = started + delay + within;
-            tokio::time::timeout_at(deadline, all_done(common, &connections))
+            tokio::time::timeout_at(deadline, all_done(calls, &connections))
                 .await
                 .is_ok()
         };
         if self.unless_hurried(finished).await != Some(true) {
             tracing::warn!(
-                tikigate.running = common.running_calls(),
+                tikigate.running = calls.running(),
                 tikigate.connections = connections(),
                 "draining: out of time, what runs is given up and recorded as unknown where it may have been sent"
             );
-            common.abandon_running_calls();
-            let _ = tokio::time::timeout(LAST_MOMENT, all_done(common, &connections)).await;
+            calls.abandon();
+            let _ = tokio::time::timeout(LAST_MOMENT, all_done(calls, &connections)).await;
         }
         self.abort.cancel();
         tracing::info!(
@@ -129,10 +138,10 @@ impl Life {
 }
 
 /// Connections end first: only they start new calls.
-async fn all_done(common: &Common, connections: &impl Fn() -> usize) {
+async fn all_done(calls: &Calls, connections: &impl Fn() -> usize) {
     const LOOK_AGAIN: Duration = Duration::from_millis(5);
     while connections() > 0 {
         tokio::time::sleep(LOOK_AGAIN).await;
     }
-    common.settled().await;
+    calls.settled().await;
 }

@@ -30,7 +30,7 @@ use tokio::sync::Notify;
 use crate::admin::{self, AdminSettings};
 use crate::clock::Clock;
 use crate::config::Settings;
-use crate::gate::{Common, Current, Gate};
+use crate::gate::{Calls, Common, Current, Gate};
 use crate::ledger::{DefineError, Ledger, Owner};
 use crate::metrics::{ListenerName, Metrics, Sources};
 use crate::net::ListenAddress;
@@ -45,6 +45,7 @@ use outbound::Outbound;
 use readiness::QuarantineSeen;
 use reload::Reloader;
 
+pub use crate::server::{PassedError, PassedSockets};
 pub use reload::Source;
 
 /// A running gate.
@@ -53,7 +54,7 @@ pub struct App {
     admin_address: ListenAddress,
     outbound: Option<outbound::Handle>,
     life: Arc<Life>,
-    common: Arc<Common>,
+    calls: Calls,
     ledger: Arc<dyn Ledger>,
     reload: Arc<Notify>,
     threads: Vec<JoinHandle<()>>,
@@ -65,6 +66,9 @@ pub enum StartError {
     /// A listener's address can't be had.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// A socket that was passed to the gate can't be used.
+    #[error(transparent)]
+    Passed(#[from] PassedError),
     /// A namespace of the configuration is not the ledger's.
     #[error("namespace {namespace}: {source}")]
     Namespace {
@@ -93,15 +97,17 @@ impl App {
     /// # Errors
     /// See [`StartError`].
     pub fn start(settings: Settings, clock: Clock, log: &LogHandle) -> Result<Self, StartError> {
-        Self::start_from(None, settings, clock, log)
+        Self::start_from(None, PassedSockets::default(), settings, clock, log)
     }
 
-    /// The same of settings that came from `source`: when it changes, the gate does.
+    /// The same of settings that came from `source`: when it changes, the gate does. Of the sockets
+    /// that were passed to it each is taken by the listener with its address.
     ///
     /// # Errors
     /// See [`StartError`].
     pub fn start_from(
         source: Option<Source>,
+        mut passed: PassedSockets,
         settings: Settings,
         clock: Clock,
         log: &LogHandle,
@@ -113,8 +119,9 @@ impl App {
         ledger::define_namespaces(&settings, ledger.as_ref())?;
         let tokens = admin::token::ensure_token(&settings.ledger.directory, &settings.admin.tokens)
             .map_err(StartError::Token)?;
-        let listeners = server::bind(&settings.server.listen, workers)?;
-        let admin_listener = server::bind(&settings.admin.listen, 1)?
+        let listeners = passed.take_or_bind(&settings.server.listen, workers)?;
+        let admin_listener = passed
+            .take_or_bind(&settings.admin.listen, 1)?
             .pop()
             .ok_or_else(|| StartError::Settings("admin.listen gave no listener".to_owned()))?;
         let address = listeners.first().map_or_else(
@@ -143,7 +150,9 @@ impl App {
             &clock,
             &life,
             Arc::clone(&counted),
+            &mut passed,
         )?;
+        passed.all_taken()?;
         let outbound_handle = outbound.as_ref().map(Outbound::handle);
         server::provide_descriptors(descriptors(&settings));
         let policy = server::Policy::from(&settings.server).current();
@@ -178,7 +187,7 @@ impl App {
             let number = threads.len();
             let worker = Worker {
                 gate: gate.clone(),
-                common: Arc::clone(&common),
+                calls: common.calls().clone(),
                 listener,
                 policy: Arc::clone(&policy),
                 connections: Arc::clone(&connections),
@@ -227,7 +236,7 @@ impl App {
             configuration,
             clock,
             life: Arc::clone(&life),
-            common: Arc::clone(&common),
+            calls: common.calls().clone(),
             ledger: Arc::clone(&ledger),
             metrics,
             connections,
@@ -239,7 +248,7 @@ impl App {
             limits: admin::Limits::default(),
             admission,
         };
-        let running = control.run(admin_listener, admin_settings, Arc::clone(&settings));
+        let running = control.run(admin_listener, admin_settings);
         threads.push(spawn("control".to_owned(), running)?);
         life.serving();
         Ok(Self {
@@ -247,7 +256,7 @@ impl App {
             admin_address,
             outbound: outbound_handle,
             life,
-            common,
+            calls: common.calls().clone(),
             ledger,
             reload: asked,
             threads,
@@ -283,7 +292,7 @@ impl App {
 
     /// Calls that run detached now.
     pub fn running_calls(&self) -> usize {
-        self.common.running_calls()
+        self.calls.running()
     }
 
     /// A handle that has the configuration read again, whether or not a file changed.
@@ -344,6 +353,11 @@ impl Stopper {
         self.life.hurry();
     }
 
+    /// Resolves when the drain has begun.
+    pub async fn draining(&self) {
+        self.life.draining().cancelled().await;
+    }
+
     /// Resolves when the gate has ended.
     pub async fn ended(&self) {
         self.life.ended().await;
@@ -353,7 +367,7 @@ impl Stopper {
 /// What one worker thread needs.
 struct Worker {
     gate: Current,
-    common: Arc<Common>,
+    calls: Calls,
     listener: server::Listener,
     policy: server::CurrentPolicy,
     connections: Arc<server::Shared>,
@@ -378,7 +392,7 @@ impl Worker {
             tracing::error!(%error, "a worker can't serve");
         }
         // Detached calls live on this thread's runtime: it stays until the last of them is recorded.
-        self.common.settled().await;
+        self.calls.settled().await;
     }
 }
 

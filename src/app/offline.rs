@@ -39,7 +39,7 @@ impl OfflineLedger {
         let fault = |error: crate::store::sqlite::OpenError| StartError::Ledger(error.to_string());
         Snapshot::must_be_unused(path).map_err(fault)?;
         let snapshot = Snapshot::open(path).map_err(fault)?;
-        if !snapshot.is_current() {
+        if !snapshot.is_readable() {
             return Err(StartError::Ledger(format!(
                 "{}: is of an older version, and its gate brings it up to date at its next start",
                 path.display()

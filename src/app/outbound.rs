@@ -8,13 +8,13 @@ use tokio::sync::Notify;
 use crate::clock::Clock;
 use crate::config::{self, Delivery, Settings};
 use crate::gate::Common;
-use crate::metrics::{ListenerName, ServerMetrics};
+use crate::metrics::{ListenerName, OutboundMetrics, ServerMetrics};
 use crate::net::BodyPace;
 use crate::outbound::outbox::{
     Courier, MemoryOutbox, Outbox, PostgresOutbox, SqliteOutbox, StoreFault,
 };
 use crate::outbound::{Accounts, CallerToken, Listener, Tiki};
-use crate::server;
+use crate::server::{self, PassedSockets};
 
 use super::StartError;
 use super::drain::Life;
@@ -27,7 +27,7 @@ const CONNECTIONS: usize = 4;
 pub(super) struct Outbound {
     settings: Arc<config::Outbound>,
     accounts: Accounts,
-    common: Arc<Common>,
+    metrics: Arc<OutboundMetrics>,
     clock: Clock,
     listener: server::Listener,
     policy: server::CurrentPolicy,
@@ -63,6 +63,7 @@ impl Outbound {
         clock: &Clock,
         life: &Arc<Life>,
         counted: Arc<ServerMetrics>,
+        passed: &mut PassedSockets,
     ) -> Result<Option<Self>, StartError> {
         let (Some(outbound), Some(accounts)) = (&settings.outbound, common.accounts()) else {
             tell_of_forgotten(backing)?;
@@ -73,14 +74,19 @@ impl Outbound {
             // With direct delivery, too: what was accepted before is still to be delivered.
             _ => Some(open(outbound, accounts, backing, clock)?),
         };
-        let listener = server::bind(&outbound.listen, 1)?
+        let listener = passed
+            .take_or_bind(&outbound.listen, 1)?
             .pop()
             .ok_or_else(|| StartError::Settings("outbound.listen gave no listener".to_owned()))?;
         let most = outbound.max_in_flight.saturating_mul(CONNECTIONS);
         Ok(Some(Self {
-            settings: Arc::clone(outbound),
+            // The token is kept where it can be replaced.
+            settings: Arc::new(config::Outbound {
+                token: None,
+                ..config::Outbound::clone(outbound)
+            }),
             accounts: accounts.clone(),
-            common: Arc::clone(common),
+            metrics: Arc::clone(common.outbound_metrics()),
             clock: clock.clone(),
             listener,
             policy: server::Policy::outbound(outbound, &settings.server).current(),
@@ -115,7 +121,7 @@ impl Outbound {
             self.settings.timeout,
             self.settings.answer_limit,
         ));
-        let metrics = self.common.outbound_metrics();
+        let metrics = &self.metrics;
         let listener = Listener::new(
             Arc::clone(&self.settings),
             self.token,

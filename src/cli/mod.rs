@@ -2,6 +2,7 @@
 
 pub mod admin_client;
 pub mod check;
+mod core_dumps;
 pub mod demo;
 pub mod drain;
 pub mod failure;
@@ -58,6 +59,7 @@ enum Command {
 
 /// Runs the command named on the command line and returns its exit code.
 pub fn main() -> ExitCode {
+    core_dumps::forbid();
     let command_line = match CommandLine::try_parse() {
         Ok(command_line) => command_line,
         Err(error) => {

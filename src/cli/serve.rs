@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::app::{self, App, Reload, Source, Stopper};
+use sd_notify::NotifyState;
+
+use crate::app::{self, App, PassedError, PassedSockets, Reload, Source, Stopper};
 use crate::clock::Clock;
 use crate::config::{self, Problem};
 
@@ -21,6 +23,9 @@ use super::exit;
 /// The configuration and every file that it names (secrets, certificates) are watched: a change is
 /// taken without a dropped call, or refused as a whole, with every problem in the log and in /readyz.
 /// SIGHUP has them read again at once.
+///
+/// Under systemd it says when it is ready and when it drains (Type=notify), and takes the sockets that
+/// it is passed (socket activation) for the listeners with their addresses.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     tikigate serve --config /etc/tikigate/tikigate.toml\n  \
@@ -34,6 +39,8 @@ pub struct Args {
 
 /// Runs the command until the gate has drained.
 pub fn run(args: Args) -> ExitCode {
+    // First, while there are no threads that could look at the environment.
+    let passed = PassedSockets::from_environment();
     let path = config::default_path(args.config);
     let environment: Vec<_> = std::env::vars_os().collect();
     let (source, result) = Source::read(path, environment);
@@ -45,7 +52,7 @@ pub fn run(args: Args) -> ExitCode {
         }
     };
     tell(&loaded.warnings);
-    match serve(source, loaded.settings) {
+    match serve(source, passed, loaded.settings) {
         Ok(()) => ExitCode::from(exit::OK),
         Err(error) => {
             // Where standard error is closed, the exit code has to do.
@@ -62,7 +69,12 @@ fn tell(problems: &[Problem]) {
     }
 }
 
-fn serve(source: Source, settings: config::Settings) -> anyhow::Result<()> {
+fn serve(
+    source: Source,
+    passed: Result<PassedSockets, PassedError>,
+    settings: config::Settings,
+) -> anyhow::Result<()> {
+    let passed = passed?;
     let log = app::start_log(&settings)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -76,17 +88,37 @@ fn serve(source: Source, settings: config::Settings) -> anyhow::Result<()> {
         }
     };
     let workers = settings.server.workers;
-    let app = App::start_from(Some(source), settings, Clock::system(), &log)?;
+    let app = App::start_from(Some(source), passed, settings, Clock::system(), &log)?;
     tracing::info!(
         server.address = %app.address(), admin.address = %app.admin_address(),
         tikigate.workers = workers, service.version = env!("CARGO_PKG_VERSION"),
         "listening"
     );
+    tell_manager(&[
+        NotifyState::Ready,
+        NotifyState::Status(&format!("serving on {}", app.address())),
+    ]);
     let stopper = app.stopper();
-    runtime.block_on(signals.watch(&stopper, &app.reloader()));
+    let reload = app.reloader();
+    runtime.block_on(async {
+        tokio::join!(signals.watch(&stopper, &reload), tell_of_drain(&stopper))
+    });
     app.wait();
     log.flush();
     Ok(())
+}
+
+/// Tells the service manager, where there is one that asked (`NOTIFY_SOCKET`).
+fn tell_manager(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "the service manager could not be told of the gate's state");
+    }
+}
+
+/// The drain may have been asked for by a signal or through the admin API.
+async fn tell_of_drain(stopper: &Stopper) {
+    stopper.draining().await;
+    tell_manager(&[NotifyState::Stopping, NotifyState::Status("draining")]);
 }
 
 /// The signals that a gate listens to.

@@ -5,11 +5,17 @@ use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use zeroize::Zeroizing;
+
 use super::units::format_size;
+
+/// The standard library reads less than this by way of a buffer of its own.
+const SPARE: usize = 64;
 
 /// A file's content.
 pub(super) struct Content {
-    pub(super) bytes: Vec<u8>,
+    /// It may be a secret: overwritten in the end.
+    pub(super) bytes: Zeroizing<Vec<u8>>,
     /// Its permissions.
     pub(super) mode: u32,
 }
@@ -21,7 +27,11 @@ pub(super) fn read(path: &Path, largest: usize) -> io::Result<Content> {
     if !metadata.is_file() {
         return Err(io::Error::other("it is no regular file"));
     }
-    let mut bytes = Vec::new();
+    // Room for all of it and some more at once: a buffer that grows leaves copies behind.
+    let expected = usize::try_from(metadata.len())
+        .unwrap_or(largest)
+        .min(largest);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(expected + SPARE));
     File::open(path)?
         .take(largest as u64 + 1)
         .read_to_end(&mut bytes)?;

@@ -2,14 +2,17 @@
 
 use std::fmt;
 
-/// Bytes of a secret. They appear in no `Debug`, `Display` or serialised form.
+use zeroize::Zeroizing;
+
+/// Bytes of a secret. They appear in no `Debug`, `Display` or serialised form, and are overwritten
+/// when the last use of them ends.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Vec<u8>);
+pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
     /// Takes the secret's bytes.
-    pub fn new(bytes: Vec<u8>) -> Self {
-        Self(bytes)
+    pub fn new(bytes: impl Into<Zeroizing<Vec<u8>>>) -> Self {
+        Self(bytes.into())
     }
 
     /// The bytes themselves, for the one who computes with them.

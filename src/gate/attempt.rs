@@ -281,7 +281,7 @@ async fn ended_elsewhere(gate: &Gate, fence: Fence, send_by: Instant) -> bool {
     tokio::select! {
         biased;
         changed = tokio::time::timeout_at(send_by, changed) => changed.is_ok(),
-        () = gate.common.abort.cancelled() => false,
+        () = gate.common.calls.abort.cancelled() => false,
     }
 }
 

@@ -101,7 +101,7 @@ pub(super) async fn forward(
     sending: Sending,
 ) -> Result<BackendAnswer, ForwardFault> {
     let started = StdInstant::now();
-    let aborted = gate.common.abort.cancelled();
+    let aborted = gate.common.calls.abort.cancelled();
     let running = sending.running.clone();
     if let Some(running) = &running {
         running.reach(Stage::Waiting);

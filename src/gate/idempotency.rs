@@ -72,7 +72,7 @@ async fn run(gate: &Arc<Gate>, parcel: Parcel, lead: Lead) -> Result<Answer, Ref
     let running = Arc::clone(lead.running());
     let attempt = attempt::detached(Arc::clone(gate), parcel, lead);
     let attempt = Detachable {
-        future: Some(Box::pin(gate.common.tasks.track_future(attempt))),
+        future: Some(Box::pin(gate.common.calls.tasks.track_future(attempt))),
     };
     match tokio::time::timeout_at(answer_by, attempt).await {
         Ok(Verdict::Shared(result)) => result,

@@ -37,6 +37,7 @@ mod awaited;
 mod backend;
 pub mod bind;
 pub mod call;
+mod calls;
 mod confirm;
 mod crowd;
 mod current;
@@ -72,8 +73,6 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tower::{Service, ServiceBuilder};
 
 use crate::client::Upstream;
@@ -107,6 +106,7 @@ use validate::validate;
 
 pub use answer::Answer;
 pub use backend::{Backend, keep_checking};
+pub use calls::Calls;
 pub use current::Current;
 pub use refusal::Refusal;
 pub use rounds::{Rounds, keep_looking};
@@ -268,8 +268,7 @@ pub struct Common {
     outbound_metrics: Arc<OutboundMetrics>,
     /// Whether the ledger's last word to a claim was an error.
     ledger_failing: Arc<AtomicBool>,
-    tasks: TaskTracker,
-    abort: CancellationToken,
+    calls: Calls,
 }
 
 impl Common {
@@ -321,6 +320,7 @@ impl Common {
             numbers,
             clients,
             trusted_proxies: server.trusted_proxies.clone(),
+            calls: Calls::new(Arc::clone(&admission.crowd)),
             admission: Arc::new(admission),
             signatures,
             arrivals,
@@ -331,8 +331,6 @@ impl Common {
             backends: backends.collect(),
             looks: Looks::new(&settings.upstreams),
             ledger_failing: Arc::default(),
-            tasks: TaskTracker::new(),
-            abort: CancellationToken::new(),
             settings,
             clock,
             ledger,
@@ -378,8 +376,7 @@ impl Common {
             backends: backends.collect(),
             looks: self.looks.after(&settings.upstreams),
             ledger_failing: Arc::clone(&self.ledger_failing),
-            tasks: self.tasks.clone(),
-            abort: self.abort.clone(),
+            calls: self.calls.clone(),
             settings,
             clock: self.clock.clone(),
             ledger: Arc::clone(&self.ledger),
@@ -450,20 +447,9 @@ impl Common {
             .collect()
     }
 
-    /// From now on new calls are refused with `draining`.
-    pub fn refuse_new_calls(&self) {
-        self.admission.crowd.drain();
-    }
-
-    /// Resolves when no detached call is running. No call may be started meanwhile.
-    pub async fn settled(&self) {
-        self.tasks.close();
-        self.tasks.wait().await;
-    }
-
-    /// Ends detached calls: what may have been sent is recorded as unknown.
-    pub fn abandon_running_calls(&self) {
-        self.abort.cancel();
+    /// The calls that run detached.
+    pub fn calls(&self) -> &Calls {
+        &self.calls
     }
 
     /// What is in trouble by the last calls' experience, one short sentence each.
@@ -507,11 +493,6 @@ impl Common {
                 settings.answer_limit,
             ),
         })
-    }
-
-    /// Calls that run detached now.
-    pub fn running_calls(&self) -> usize {
-        self.tasks.len()
     }
 
     /// Signatures that are remembered now.

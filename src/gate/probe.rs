@@ -129,7 +129,7 @@ pub(super) async fn look(
     tokio::select! {
         biased;
         looked = tokio::time::timeout_at(until.recorded, looking) => looked.unwrap_or(Looked::NotNow),
-        () = common.abort.cancelled() => Looked::NotNow,
+        () = common.calls.abort.cancelled() => Looked::NotNow,
     }
 }
 

@@ -20,7 +20,7 @@ const LAST_REPLY: Duration = Duration::from_secs(2);
 /// The store's reply; none if the gate gave its calls up and the store let that moment pass too.
 pub(super) async fn unless_given_up<T>(gate: &Gate, reply: impl Future<Output = T>) -> Option<T> {
     let given_up = async {
-        gate.common.abort.cancelled().await;
+        gate.common.calls.abort.cancelled().await;
         tokio::time::sleep(LAST_REPLY).await;
     };
     tokio::select! {
@@ -63,12 +63,12 @@ pub(super) async fn record(
             tikigate.record = %fence.record, tikigate.request_id = %facts.request_id, %error,
             "an answer can't be recorded, trying again"
         );
-        if gate.common.abort.is_cancelled() {
+        if gate.common.calls.abort.is_cancelled() {
             return Err(Refusal::LedgerUnavailable(LedgerFault::Unrecorded));
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = gate.common.abort.cancelled() => {}
+            () = gate.common.calls.abort.cancelled() => {}
         }
         pause = (pause * 2).min(RECORD_PAUSE_MAX);
     }
@@ -132,7 +132,7 @@ impl Drop for ClaimGuard {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
-        self.gate.common.tasks.spawn_on(
+        self.gate.common.calls.tasks.spawn_on(
             async move {
                 let lost = Settlement::Unknown(Cause::Borrowed("task_lost"));
                 // Refused only when the gate ends; its claims become unknown then.

@@ -76,7 +76,7 @@ impl Gate {
     pub async fn send_now(self: &Arc<Self>, id: RecordId) -> Result<SentNow, NotSentNow> {
         let common = &self.common;
         // Taken before the look at the drain, which waits for all tokens: none slips in behind it.
-        let _running = common.tasks.token();
+        let _running = common.calls.tasks.token();
         if common.admission.crowd.is_draining() {
             return Err(NotSentNow::Draining);
         }
@@ -147,7 +147,7 @@ impl Gate {
     /// In a task of its own: the person may go away.
     async fn run_detached(self: &Arc<Self>, parcel: Parcel, lead: Lead) -> Result<Answer, Refusal> {
         let attempt = attempt::detached(Arc::clone(self), parcel, lead);
-        match self.common.tasks.spawn(attempt).await.unwrap_or(LOST) {
+        match self.common.calls.tasks.spawn(attempt).await.unwrap_or(LOST) {
             Verdict::Shared(result) => result,
             Verdict::Own(refusal) => Err(refusal),
         }

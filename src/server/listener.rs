@@ -33,12 +33,14 @@ pub enum BindError {
         path: PathBuf,
     },
     /// Anything else.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}: {source}{help}")]
     Failed {
         /// The address.
         address: ListenAddress,
         /// What the system said.
         source: io::Error,
+        /// What to do, or empty.
+        help: &'static str,
     },
 }
 
@@ -50,9 +52,19 @@ pub struct Listener {
 }
 
 #[derive(Debug)]
-enum StdSocket {
+pub(super) enum StdSocket {
     Tcp(std::net::TcpListener),
-    Unix(std::os::unix::net::UnixListener, Arc<SocketFile>),
+    /// With the file to remove at the end; none: it is somebody else's.
+    Unix(std::os::unix::net::UnixListener, Option<Arc<SocketFile>>),
+}
+
+impl StdSocket {
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(socket) => Self::Tcp(socket.try_clone()?),
+            Self::Unix(socket, file) => Self::Unix(socket.try_clone()?, file.clone()),
+        })
+    }
 }
 
 /// A listening socket of the current runtime.
@@ -79,7 +91,7 @@ impl Listener {
         match self.socket {
             StdSocket::Tcp(socket) => Ok((Socket::Tcp(TcpListener::from_std(socket)?), None)),
             StdSocket::Unix(socket, file) => {
-                Ok((Socket::Unix(UnixListener::from_std(socket)?), Some(file)))
+                Ok((Socket::Unix(UnixListener::from_std(socket)?), file))
             }
         }
     }
@@ -104,11 +116,29 @@ pub fn bind(address: &ListenAddress, workers: usize) -> Result<Vec<Listener>, Bi
     }
 }
 
-fn failed(address: &ListenAddress, source: io::Error) -> BindError {
+pub(super) fn failed(address: &ListenAddress, source: io::Error) -> BindError {
+    let help = match (address, source.kind()) {
+        (_, ErrorKind::AddrInUse) => {
+            let address = address.clone();
+            return BindError::InUse { address };
+        }
+        (ListenAddress::Tcp(tcp), ErrorKind::PermissionDenied) if tcp.port() < 1024 => {
+            "; ports below 1024 are for programs with the capability CAP_NET_BIND_SERVICE: choose a higher one"
+        }
+        (ListenAddress::Unix(_), ErrorKind::PermissionDenied) => {
+            "; the gate's user needs the right to write to the directory"
+        }
+        (ListenAddress::Unix(_), ErrorKind::NotFound) => "; the directory must exist",
+        (ListenAddress::Tcp(_), ErrorKind::AddrNotAvailable) => {
+            "; this machine has no such address: 0.0.0.0 stands for all that it has"
+        }
+        _ => "",
+    };
     let address = address.clone();
-    match source.kind() {
-        ErrorKind::AddrInUse => BindError::InUse { address },
-        _ => BindError::Failed { address, source },
+    BindError::Failed {
+        address,
+        source,
+        help,
     }
 }
 
@@ -150,9 +180,19 @@ fn bind_unix(path: &Path, workers: usize) -> io::Result<Vec<Listener>> {
     let socket = std::os::unix::net::UnixListener::bind(path)?;
     let file = Arc::new(SocketFile::of(path)?);
     socket.set_nonblocking(true)?;
+    let address = ListenAddress::Unix(path.to_owned());
+    shared(&StdSocket::Unix(socket, Some(file)), &address, workers)
+}
+
+/// One socket that all workers accept from.
+pub(super) fn shared(
+    socket: &StdSocket,
+    address: &ListenAddress,
+    workers: usize,
+) -> io::Result<Vec<Listener>> {
     let listener = |socket| Listener {
-        socket: StdSocket::Unix(socket, Arc::clone(&file)),
-        address: ListenAddress::Unix(path.to_owned()),
+        socket,
+        address: address.clone(),
     };
     (0..workers)
         .map(|_| socket.try_clone().map(listener))

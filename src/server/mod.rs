@@ -36,6 +36,7 @@ mod connection;
 mod descriptors;
 mod entry;
 mod listener;
+mod passed;
 mod places;
 mod policy;
 pub mod proxy_protocol;
@@ -57,6 +58,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::descriptors::provide_descriptors;
 pub use self::listener::{BindError, Listener, Socket, SocketFile, bind};
+pub use self::passed::{PassedError, PassedSockets};
 pub use self::places::Shared;
 pub use self::policy::{CurrentPolicy, Limits, Policy};
 

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha256};
 use smallvec::SmallVec;
+use zeroize::Zeroizing;
 
 use super::freshness::Timestamp;
 
@@ -54,13 +55,13 @@ impl SigningKey {
     /// Prepares a secret of any length.
     pub fn from_secret(secret: &[u8]) -> Self {
         // RFC 2104: a key longer than a block is hashed, a shorter one is padded with zeros.
-        let mut block = [0; 64];
+        let mut block = Zeroizing::new([0; 64]);
         if secret.len() > block.len() {
             block[..32].copy_from_slice(&Sha256::digest(secret));
         } else {
             block[..secret.len()].copy_from_slice(secret);
         }
-        Self(Hmac::new(&block.into()))
+        Self(Hmac::new((&*block).into()))
     }
 
     /// Signs a body, or for GET a path and query.

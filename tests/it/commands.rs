@@ -193,13 +193,16 @@ impl Running {
             .append(true)
             .open(&log)
             .unwrap();
-        command.stdout(file.try_clone().unwrap()).stderr(file);
+        command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file);
         Self::start_as_it_is(command, log)
     }
 
-    /// Starts it with the output that the command was given.
+    /// Starts it with the streams that the command was given.
     pub(crate) fn start_as_it_is(command: &mut Command, log: PathBuf) -> Self {
-        let child = command.stdin(Stdio::null()).spawn().unwrap();
+        let child = command.spawn().unwrap();
         Self { child, log }
     }
 

@@ -19,6 +19,8 @@ mod fake_tiki;
 mod floods;
 mod fuzzed;
 mod hostile;
+mod kubernetes;
+mod life;
 mod monitoring;
 mod outbound;
 mod outcomes;

@@ -4,6 +4,8 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
+use zeroize::Zeroizing;
+
 use super::Context;
 use crate::config::Secret;
 use crate::config::bounded::{self, Content};
@@ -50,7 +52,7 @@ pub(crate) fn read(
     Some(ReadSecret { place, secret })
 }
 
-fn from_file(file: &At<String>, context: &mut Context<'_>) -> Option<Vec<u8>> {
+fn from_file(file: &At<String>, context: &mut Context<'_>) -> Option<Zeroizing<Vec<u8>>> {
     let path = context.watched(&file.value);
     match bounded::read(&path, LARGEST) {
         Ok(Content { bytes, mode }) => {
@@ -91,12 +93,12 @@ pub(super) fn readable_by_all(place: &Place, mode: u32, problems: &mut Problems)
         .help("take the right away: chmod o-r (in Kubernetes: defaultMode: 0440 and an fsGroup)");
 }
 
-fn from_environment(env: &At<String>, context: &mut Context<'_>) -> Option<Vec<u8>> {
+fn from_environment(env: &At<String>, context: &mut Context<'_>) -> Option<Zeroizing<Vec<u8>>> {
     let value = context
         .environment
         .iter()
         .find(|(name, _)| name == OsStr::new(&env.value))
-        .map(|(_, value)| value.as_bytes().to_vec());
+        .map(|(_, value)| Zeroizing::new(value.as_bytes().to_vec()));
     if value.is_none() {
         context.problems.error(
             &env.place,
@@ -108,7 +110,11 @@ fn from_environment(env: &At<String>, context: &mut Context<'_>) -> Option<Vec<u
 }
 
 /// Takes one line end off; anything else at the edges would be a mistake that no signature survives.
-fn trimmed(mut bytes: Vec<u8>, place: &Place, problems: &mut Problems) -> Option<Secret> {
+fn trimmed(
+    mut bytes: Zeroizing<Vec<u8>>,
+    place: &Place,
+    problems: &mut Problems,
+) -> Option<Secret> {
     if bytes.last() == Some(&b'\n') {
         bytes.pop();
         if bytes.last() == Some(&b'\r') {

@@ -9,6 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
+use zeroize::Zeroizing;
 
 use crate::config::bounded::{self, Content};
 
@@ -17,7 +18,7 @@ const LARGEST: usize = 4 << 20;
 
 /// A PEM file's text.
 pub(crate) struct PemFile {
-    bytes: Vec<u8>,
+    bytes: Zeroizing<Vec<u8>>,
     mode: u32,
 }
 
@@ -65,8 +66,9 @@ impl PemFile {
     ///
     /// # Errors
     /// It has none that can be used. Says nothing of what is in it.
-    pub(crate) fn private_key(&self) -> Result<PrivateKeyDer<'static>, String> {
-        PrivateKeyDer::from_pem_slice(&self.bytes).map_err(|_| {
+    pub(crate) fn private_key(&self) -> Result<Zeroizing<PrivateKeyDer<'static>>, String> {
+        let key = PrivateKeyDer::from_pem_slice(&self.bytes).map(Zeroizing::new);
+        key.map_err(|_| {
             "the file holds no private key in PEM (PKCS#8, PKCS#1 or SEC1, not encrypted)"
                 .to_owned()
         })

@@ -4,10 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
 use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
 use super::PemFile;
 
@@ -26,7 +29,7 @@ pub struct ListenerTls {
 /// A certificate chain with its key.
 pub(crate) struct Identity {
     pub(crate) chain: Vec<CertificateDer<'static>>,
-    pub(crate) key: PrivateKeyDer<'static>,
+    pub(crate) key: Zeroizing<PrivateKeyDer<'static>>,
 }
 
 /// Reads a certificate chain and its key. Whether they belong together is seen when they are used.
@@ -41,6 +44,25 @@ pub(crate) fn identity(certificate: &PemFile, key: &PemFile) -> Result<Identity,
 pub(crate) enum IdentityFault {
     Chain(String),
     Key(String),
+}
+
+impl Identity {
+    /// Shows it to whoever asks. The library takes over what it needs of the key; what was read from
+    /// the file is overwritten.
+    ///
+    /// # Errors
+    /// The key is not the certificate's, or of a kind that can't be used.
+    pub(super) fn resolver(self) -> Result<Arc<SingleCertAndKey>, rustls::Error> {
+        let key = any_supported_type(&self.key)?;
+        let certified = CertifiedKey::new(self.chain, key);
+        match certified.keys_match() {
+            // Of a kind whose public half the library doesn't tell.
+            Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {
+                Ok(Arc::new(SingleCertAndKey::from(certified)))
+            }
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// What is wrong with a pair, in words for people.
@@ -80,9 +102,8 @@ impl ListenerTls {
                 builder.with_client_cert_verifier(verifier)
             }
         };
-        let mut server = builder
-            .with_single_cert(identity.chain, identity.key)
-            .map_err(|error| pair_fault(&error))?;
+        let mut server =
+            builder.with_cert_resolver(identity.resolver().map_err(|error| pair_fault(&error))?);
         // All suites are good ones. Auditors ask for an order of the server's own all the same.
         server.ignore_client_order = true;
         // HTTP/1.1 is all that the gate speaks.
@@ -102,7 +123,7 @@ impl ListenerTls {
         key: PrivateKeyDer<'static>,
         handshake_timeout: Duration,
     ) -> Self {
-        let chain = vec![certificate];
+        let (chain, key) = (vec![certificate], Zeroizing::new(key));
         let made = Self::new(Identity { chain, key }, None, handshake_timeout, [0; 32]);
         made.unwrap_or_else(|fault| panic!("{fault}"))
     }

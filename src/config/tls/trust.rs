@@ -102,9 +102,9 @@ impl Trust {
             None => builder.with_no_client_auth(),
             Some((identity, of)) => {
                 digest.update(of);
-                builder
-                    .with_client_auth_cert(identity.chain, identity.key)
-                    .map_err(|error| pair_fault(&error))?
+                builder.with_client_cert_resolver(
+                    identity.resolver().map_err(|error| pair_fault(&error))?,
+                )
             }
         };
         Ok(Self {

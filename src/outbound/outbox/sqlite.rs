@@ -365,7 +365,7 @@ impl MemoryOutbox {
     }
 
     pub(super) fn holding(terms: Terms, pins: &[(String, String)]) -> Result<Self, StoreFault> {
-        let connection = schema::in_memory().map_err(fault)?;
+        let connection = schema::in_memory(schema::REVISION).map_err(fault)?;
         rows::begin(&connection, pins, terms.now()).map_err(fault)?;
         Ok(Self {
             connection: Mutex::new(connection),

@@ -45,6 +45,8 @@ pub use fault::{Fault, OpenError};
 pub use ground::{GROUND, Ground};
 pub use session::{Connector, Session};
 
+use schema::Migrations;
+
 /// Work that may wait for a connection: more than the gate runs at once.
 const QUEUE: usize = 4096;
 /// How long [`Store::open`] waits for its first connection.
@@ -71,8 +73,12 @@ impl Store {
     /// # Errors
     /// See [`OpenError`]: what waiting doesn't mend.
     pub fn open(settings: &PostgresStore) -> Result<Self, OpenError> {
+        Self::open_knowing(schema::MIGRATIONS, settings)
+    }
+
+    fn open_knowing(migrations: Migrations, settings: &PostgresStore) -> Result<Self, OpenError> {
         let commits = Arc::new(session::Commits::default());
-        let connector = Connector::new(settings, Arc::clone(&commits))?;
+        let connector = Connector::new(settings, migrations, Arc::clone(&commits))?;
         let (work, queue) = mpsc::channel(QUEUE);
         let (starts, started) = mpsc::unbounded_channel();
         let health = Arc::new(Health::default());

@@ -7,8 +7,28 @@ use super::session::Session;
 /// Parts that the kept counts are in.
 pub(super) const SHARDS: i32 = 64;
 
-/// Each brings the schema to the version of its place, from 1.
-const MIGRATIONS: &[&str] = &[include_str!("schema/1.sql")];
+/// Each brings the schema to the revision of its place, from 1. Never changed once released.
+pub(super) const MIGRATIONS: Migrations = Migrations {
+    steps: &[include_str!("schema/1.sql"), include_str!("schema/2.sql")],
+    version: 1,
+};
+
+/// What a program knows of the schema.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Migrations {
+    pub(super) steps: &'static [&'static str],
+    /// The least version that a program must know to use the last revision. Higher than that of the
+    /// revision before only where a migration takes something away or gives it another meaning: during
+    /// a rolling update gates that don't know the newest revision go on using the schema.
+    pub(super) version: i32,
+}
+
+/// How far the schema is.
+#[derive(Clone, Copy, Debug)]
+struct Schema {
+    version: i32,
+    revision: i32,
+}
 
 /// Names the lock among all that the database's users may take: "tkgate".
 const MIGRATION_LOCK: i64 = 0x746b_6761_7465;
@@ -21,12 +41,19 @@ pub(super) async fn bring_up_to_date(
     session: &Session,
     server: &Server,
     require_existing: bool,
+    migrations: Migrations,
 ) -> Result<(), OpenError> {
-    let known = MIGRATIONS.len() as i32;
-    let found = version(session).await?;
-    match found {
-        Some(found) if found == known => return Ok(()),
-        Some(found) if found > known => return Err(OpenError::NewerSchema { found, known }),
+    let Migrations { steps, version } = migrations;
+    let newest = steps.len() as i32;
+    let usable = |schema: Schema| match schema.version > version {
+        true => Err(OpenError::NewerSchema {
+            found: schema.version,
+            known: version,
+        }),
+        false => Ok(schema.revision >= newest),
+    };
+    match found(session).await? {
+        Some(schema) if usable(schema)? => return Ok(()),
         None if require_existing => return Err(OpenError::NoLedger),
         _ => {}
     }
@@ -36,26 +63,35 @@ pub(super) async fn bring_up_to_date(
          select pg_advisory_xact_lock({MIGRATION_LOCK})"
     );
     session.client.batch_execute(&begin).await?;
-    let found = version(session).await?.unwrap_or(0);
-    if found > known {
-        return Err(OpenError::NewerSchema { found, known });
+    let there = found(session).await?;
+    if let Some(schema) = there
+        && usable(schema)?
+    {
+        // Somebody else was quicker. The transaction ends with nothing done.
+        session.client.batch_execute("rollback").await?;
+        return Ok(());
     }
-    for migration in &MIGRATIONS[found as usize..] {
+    let from = there.map_or(0, |schema| schema.revision);
+    for migration in steps.iter().skip(from as usize) {
         session.client.batch_execute(migration).await?;
     }
-    if found == 0 {
+    if there.is_none() {
         let identity = &server.identity;
         session
             .client
             .execute(
-                "insert into tikigate.ledger (schema_version, system_identifier, timeline) values ($1, $2, $3)",
-                &[&known, &identity.system, &identity.timeline],
+                "insert into tikigate.ledger (schema_version, revision, system_identifier, timeline)
+                 values ($1, $2, $3, $4)",
+                &[&version, &newest, &identity.system, &identity.timeline],
             )
             .await?;
     } else {
         session
             .client
-            .execute("update tikigate.ledger set schema_version = $1", &[&known])
+            .execute(
+                "update tikigate.ledger set schema_version = $1, revision = $2",
+                &[&version, &newest],
+            )
             .await?;
     }
     session
@@ -63,15 +99,15 @@ pub(super) async fn bring_up_to_date(
         .await
         .map_err(|fault| OpenError::Unreachable(fault.to_string()))?;
     tracing::info!(
-        from = found,
-        to = known,
+        from,
+        to = newest,
         "the ledger's schema was brought up to date"
     );
     Ok(())
 }
 
-/// The schema's version; none where there is none yet.
-async fn version(session: &Session) -> Result<Option<i32>, OpenError> {
+/// The schema as it is; none where there is none yet.
+async fn found(session: &Session) -> Result<Option<Schema>, OpenError> {
     // Not `to_regclass`, which goes by what the session knew before it waited for the lock.
     let there = "
         select exists (
@@ -81,7 +117,13 @@ async fn version(session: &Session) -> Result<Option<i32>, OpenError> {
     if !row.try_get::<_, bool>(0)? {
         return Ok(None);
     }
-    let version = "select schema_version from tikigate.ledger";
-    let row = session.client.query_one(version, &[]).await?;
-    Ok(Some(row.try_get(0)?))
+    // The first revision had no column for it.
+    let schema = "
+        select schema_version, coalesce((to_jsonb(ledger) ->> 'revision')::integer, 1)
+        from tikigate.ledger";
+    let row = session.client.query_one(schema, &[]).await?;
+    Ok(Some(Schema {
+        version: row.try_get(0)?,
+        revision: row.try_get(1)?,
+    }))
 }

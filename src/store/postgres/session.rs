@@ -16,7 +16,8 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
 
 use super::fault::{Fault, OpenError};
-use super::{checks, schema, tls};
+use super::schema::{self, Migrations};
+use super::{checks, tls};
 use crate::config::{DatabaseUrl, PostgresStore};
 
 /// What the server's own views call these connections, unless the URL says otherwise.
@@ -74,6 +75,7 @@ pub struct Connector {
     config: Arc<Config>,
     tls: Option<MakeRustlsConnect>,
     require_existing: bool,
+    migrations: Migrations,
     memory: Arc<checks::Memory>,
     commits: Arc<Commits>,
 }
@@ -90,7 +92,11 @@ impl Commits {
 }
 
 impl Connector {
-    pub(super) fn new(settings: &PostgresStore, commits: Arc<Commits>) -> Result<Self, OpenError> {
+    pub(super) fn new(
+        settings: &PostgresStore,
+        migrations: Migrations,
+        commits: Arc<Commits>,
+    ) -> Result<Self, OpenError> {
         // What is no UTF-8 is no URL.
         let url = std::str::from_utf8(settings.url.expose()).unwrap_or_default();
         let url = DatabaseUrl::parse(url).map_err(|fault| OpenError::Url(fault.to_string()))?;
@@ -102,6 +108,7 @@ impl Connector {
             config: Arc::new(bounded(url.config)),
             tls,
             require_existing: settings.require_existing,
+            migrations,
             memory: Arc::default(),
             commits,
         })
@@ -116,7 +123,7 @@ impl Connector {
         let opening = tokio::time::timeout(OPEN_WITHIN, self.open()).await;
         let silent = |_| OpenError::Unreachable("it does not answer".to_owned());
         let (mut session, server) = opening.map_err(silent)??;
-        schema::bring_up_to_date(&session, &server, self.require_existing).await?;
+        schema::bring_up_to_date(&session, &server, self.require_existing, self.migrations).await?;
         checks::identity(&session, &server, &self.memory).await?;
         session.shard = checks::take_shard(&session).await?;
         Ok(session)

@@ -102,6 +102,61 @@ fn a_newer_schema_is_refused() {
     assert!(error.to_string().contains("run the newer tikigate"));
 }
 
+/// What a later version may know: one more migration, on a schema that `version` must know.
+fn later(version: i32) -> Migrations {
+    static STEPS: [&str; 3] = [
+        schema::MIGRATIONS.steps[0],
+        schema::MIGRATIONS.steps[1],
+        "alter table tikigate.ledger_event add column of_a_later_version text",
+    ];
+    assert_eq!(schema::MIGRATIONS.steps.len(), 2, "one more, above");
+    Migrations {
+        steps: &STEPS,
+        version,
+    }
+}
+
+/// And an earlier one.
+const EARLIER: Migrations = Migrations {
+    steps: schema::MIGRATIONS.steps.split_at(1).0,
+    version: 1,
+};
+
+/// In a rolling update: gates that don't know a revision go on, and new ones of them may start.
+#[test]
+fn what_a_newer_gate_added_is_nothing_to_an_older_one() {
+    let (name, settings) = database();
+    let revision = || Server::shared().query(&name, "select revision from tikigate.ledger");
+    // Before there was a column for it.
+    Server::shared().query(
+        &name,
+        &format!(
+            "set role gate; {}; insert into tikigate.ledger (schema_version, system_identifier, timeline)
+             select 1, system_identifier::text, timeline_id from pg_control_system(), pg_control_checkpoint()",
+            EARLIER.steps[0]
+        ),
+    );
+    let store = Store::open(&settings).unwrap();
+    assert_eq!((store.trouble(), revision().as_str()), (None, "2"));
+    let newer = Store::open_knowing(later(1), &settings).unwrap();
+    assert_eq!((newer.trouble(), revision().as_str()), (None, "3"));
+    for _ in 0..2 {
+        let older = Store::open(&settings).unwrap();
+        assert_eq!((older.trouble(), revision().as_str()), (None, "3"));
+    }
+}
+
+#[test]
+fn what_takes_something_away_shuts_older_gates_out() {
+    let (_, settings) = database();
+    drop(Store::open_knowing(later(2), &settings).unwrap());
+    let error = refusal(&settings);
+    assert!(matches!(
+        error,
+        OpenError::NewerSchema { found: 2, known: 1 }
+    ));
+}
+
 #[test]
 fn a_database_that_cannot_hold_every_text_is_refused() {
     let name = format!("odd_{}", Server::shared().create_database());

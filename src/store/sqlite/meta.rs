@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension as _};
 
+use super::schema;
 use super::watermark::Mark;
 use super::writer;
 
@@ -93,8 +94,8 @@ impl Meta {
     pub(super) fn insert(&self, connection: &Connection) -> rusqlite::Result<()> {
         connection.execute(
             "INSERT INTO meta (only, ledger, generation, sequence, next_record, claimed, released, \
-             done, unknown) VALUES (1, ?1, 0, 0, 0, 0, 0, 0, 0)",
-            [&*self.ledger],
+             done, unknown, revision) VALUES (1, ?1, 0, 0, 0, 0, 0, 0, 0, ?2)",
+            (&*self.ledger, schema::REVISION),
         )?;
         self.save(connection)
     }

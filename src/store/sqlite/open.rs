@@ -12,7 +12,7 @@ use super::file::{
     Hold, LockError, ProcessLock, directory_of, lock_path, sync_directory, unsafe_filesystem,
 };
 use super::meta::Meta;
-use super::schema;
+use super::schema::{self, Schema};
 use super::watermark::{Found, Mark, Watermark};
 use super::{Opened, writer};
 
@@ -254,8 +254,8 @@ pub(super) fn connect(options: &Options, log: Log) -> Result<(Connection, Meta),
     let mut connection = Connection::open_with_flags(path, flags).map_err(sql)?;
     keep_log(&connection, true).map_err(sql)?;
     connection.busy_timeout(writer::BUSY).map_err(sql)?;
-    let version = identify(&connection, path)?;
-    if version == 0 {
+    let found = identify(&connection, path)?;
+    if found.version == 0 {
         // Before the first table, or not at all.
         connection
             .pragma_update(None, "auto_vacuum", "INCREMENTAL")
@@ -263,7 +263,7 @@ pub(super) fn connect(options: &Options, log: Log) -> Result<(Connection, Meta),
     }
     set_up(&connection).map_err(sql)?;
     assert_durable(&connection, path)?;
-    schema::migrate(&mut connection, version).map_err(sql)?;
+    schema::migrate(&mut connection, found.revision).map_err(sql)?;
     let meta = match Meta::load(&connection).map_err(sql)? {
         Some(meta) => meta,
         None => {
@@ -396,8 +396,8 @@ fn make_private(path: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// The file's schema version; 0 for a new one.
-pub(super) fn identify(connection: &Connection, path: &Path) -> Result<i32, OpenError> {
+/// The file's schema.
+pub(super) fn identify(connection: &Connection, path: &Path) -> Result<Schema, OpenError> {
     let number = |name: &str| -> Result<i32, OpenError> {
         connection
             .pragma_query_value(None, name, |row| row.get(0))
@@ -420,7 +420,7 @@ pub(super) fn identify(connection: &Connection, path: &Path) -> Result<i32, Open
             known: schema::VERSION,
         });
     }
-    Ok(version)
+    Schema::of(connection, version).map_err(|error| understood(path, error))
 }
 
 /// Brings the whole log into the file. Recovery reads the log from the page cache and drops what

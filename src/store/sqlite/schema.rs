@@ -8,20 +8,65 @@ use rusqlite::Connection;
 /// Says "a tikigate ledger" in the file's header.
 pub const APPLICATION_ID: i32 = 0x746b_6c67;
 
-/// The newest version, and so the number of migrations.
-pub const VERSION: i32 = MIGRATIONS.len() as i32;
+/// The newest revision, and so the number of migrations. It stands in `meta`.
+pub const REVISION: i32 = MIGRATIONS.len() as i32;
 
-/// Each step brings a file of the version before it to its own. Never changed once released.
-const MIGRATIONS: &[&str] = &[FIRST];
+/// The least version that a program must know to use a file of this [`REVISION`]; it stands in the
+/// file's header. Higher than that of the revision before only where a migration takes something away
+/// or gives it another meaning: so an older program can go on after a newer one (it is put back, or
+/// the two run side by side), as long as what was added is nothing to it.
+pub const VERSION: i32 = 1;
 
-/// The tables in a database of their own, for an outbox that lasts as long as its process.
-pub fn in_memory() -> rusqlite::Result<Connection> {
+/// The least revision whose files are read as they are; older ones must be brought up to date first.
+pub const READABLE_FROM: i32 = 1;
+
+/// Each brings a file of the revision before it to its own. Never changed once released.
+const MIGRATIONS: &[&str] = &[FIRST, SECOND];
+
+/// The tables of a revision in a database of their own: for an outbox that lasts as long as its process,
+/// and to compare with.
+pub fn in_memory(revision: i32) -> rusqlite::Result<Connection> {
     let connection = Connection::open_in_memory()?;
+    let steps = usize::try_from(revision).unwrap_or_default();
     MIGRATIONS
         .iter()
+        .take(steps)
         .try_for_each(|step| connection.execute_batch(step))?;
     Ok(connection)
 }
+
+/// How many migrations the file has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Schema {
+    /// The least that a program must know; 0 for a file that holds nothing yet.
+    pub version: i32,
+    /// Which migration was the last.
+    pub revision: i32,
+}
+
+impl Schema {
+    /// Of a file with this version in its header.
+    pub(super) fn of(connection: &Connection, version: i32) -> rusqlite::Result<Self> {
+        let revision = match version {
+            0 => 0,
+            _ if has_revision(connection)? => connection
+                .query_row("SELECT max(revision) FROM meta", (), |row| {
+                    row.get::<_, Option<i32>>(0)
+                })?
+                .unwrap_or(REVISION),
+            _ => 1,
+        };
+        Ok(Self { version, revision })
+    }
+}
+
+fn has_revision(connection: &Connection) -> rusqlite::Result<bool> {
+    let column = "SELECT count(*) FROM pragma_table_info('meta') WHERE name = 'revision'";
+    connection.query_row(column, (), |row| Ok(row.get::<_, i64>(0)? > 0))
+}
+
+/// From here on the file says which migrations it has.
+const SECOND: &str = "ALTER TABLE meta ADD COLUMN revision INTEGER NOT NULL DEFAULT 1;";
 
 /// Times are microseconds since 1970 in UTC; hashes are the first 8 bytes of SHA-256.
 ///
@@ -212,7 +257,8 @@ CREATE VIEW notices AS SELECT
     FROM outbox;
 ";
 
-/// Brings the file to [`VERSION`], in one transaction. The file's version is not above it.
+/// Brings the file to [`REVISION`], in one transaction; one that is further already stays as it is. The
+/// file's version is not above [`VERSION`].
 ///
 /// # Errors
 /// SQLite's; the file is then as it was.
@@ -227,5 +273,15 @@ pub(super) fn migrate(connection: &mut Connection, from: i32) -> rusqlite::Resul
     }
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", VERSION)?;
-    transaction.commit()
+    // A new file has its row from whoever makes it.
+    transaction.execute("UPDATE meta SET revision = ?1", [REVISION])?;
+    transaction.commit()?;
+    if from > 0 {
+        tracing::info!(
+            from,
+            to = REVISION,
+            "the ledger's schema was brought up to date"
+        );
+    }
+    Ok(())
 }

@@ -10,7 +10,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use super::file::{LockError, ProcessLock, with_added};
 use super::meta::Meta;
 use super::open::{self, OpenError, understood};
-use super::schema;
+use super::schema::{self, Schema};
 
 /// How long a look waits for a writer in a moment that allows none beside it.
 const BUSY: Duration = Duration::from_secs(5);
@@ -28,7 +28,7 @@ const LOOK_STEPS: i32 = 10_000;
 pub struct Snapshot {
     connection: Connection,
     path: PathBuf,
-    version: i32,
+    schema: Schema,
     /// A gate used the file when this was opened.
     in_use: bool,
 }
@@ -59,8 +59,8 @@ impl Snapshot {
         if in_use {
             give_way(&mut connection, path).map_err(sql)?;
         }
-        let version = open::identify(&connection, path)?;
-        if version == 0 {
+        let schema = open::identify(&connection, path)?;
+        if schema.version == 0 {
             return Err(OpenError::Foreign {
                 path: path.to_path_buf(),
                 what: "this file holds no ledger",
@@ -69,7 +69,7 @@ impl Snapshot {
         Ok(Self {
             connection,
             path: path.to_path_buf(),
-            version,
+            schema,
             in_use,
         })
     }
@@ -105,14 +105,14 @@ impl Snapshot {
         &self.path
     }
 
-    /// Its schema's version.
-    pub fn version(&self) -> i32 {
-        self.version
+    /// Its schema.
+    pub fn schema(&self) -> Schema {
+        self.schema
     }
 
-    /// Whether the schema is this program's own.
-    pub fn is_current(&self) -> bool {
-        self.version == schema::VERSION
+    /// Whether it has all that this program reads.
+    pub fn is_readable(&self) -> bool {
+        self.schema.revision >= schema::READABLE_FROM
     }
 
     /// SQLite's error as one about this file.

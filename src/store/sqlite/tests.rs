@@ -246,6 +246,71 @@ async fn what_is_no_ledger_is_left_alone() {
     unchanged(&before);
 }
 
+/// A version that is put back after a newer one, which added something, goes on.
+#[tokio::test]
+async fn what_a_newer_program_added_is_nothing_to_an_older_one() {
+    let directory = used(2).await;
+    let path = directory.path().join("ledger.db");
+    let connection = Connection::open(&path).unwrap();
+    let newer = format!(
+        "ALTER TABLE records ADD COLUMN of_a_later_version TEXT; UPDATE meta SET revision = {}",
+        schema::REVISION + 1
+    );
+    connection.execute_batch(&newer).unwrap();
+    drop(connection);
+    let (database, _) = open(directory.path());
+    note(&database, "b").await.unwrap();
+    assert_eq!(noted(&database).await, ["a", "a", "b"]);
+    database.close().await;
+    let snapshot = Snapshot::open(&path).unwrap();
+    assert_eq!(snapshot.schema().revision, schema::REVISION + 1);
+    let checked = check_file(&snapshot).unwrap();
+    assert!(
+        checked.iter().all(|checked| !checked.is_faulty()),
+        "{checked:?}"
+    );
+}
+
+/// One that is older, as each revision left it.
+#[tokio::test]
+async fn an_older_file_is_brought_up_to_date_with_what_is_in_it() {
+    for revision in 1..schema::REVISION {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ledger.db");
+        let older = schema::in_memory(revision).unwrap();
+        older
+            .execute_batch(&format!(
+                "INSERT INTO meta (only, ledger, generation, sequence, next_record, claimed, released, done, unknown)
+                 VALUES (1, 'older', 1, 0, 1, 0, 0, 0, 0);
+                 INSERT INTO journal (at, what) VALUES (0, 'kept');
+                 PRAGMA application_id = {}; PRAGMA user_version = 1; VACUUM INTO '{}'",
+                schema::APPLICATION_ID,
+                path.display()
+            ))
+            .unwrap();
+        // It can be read as it is, as backups are.
+        let snapshot = Snapshot::open(&path).unwrap();
+        assert_eq!(snapshot.schema().revision, revision);
+        let checked = check_file(&snapshot).unwrap();
+        assert!(
+            checked.iter().all(|checked| !checked.is_faulty()),
+            "{checked:?}"
+        );
+        drop(snapshot);
+        let (database, _) = open(directory.path());
+        assert_eq!(noted(&database).await, ["kept"]);
+        database.close().await;
+        let snapshot = Snapshot::open(&path).unwrap();
+        assert_eq!(snapshot.schema().revision, schema::REVISION);
+        assert_eq!(&*snapshot.meta().unwrap().ledger, "older");
+        let checked = check_file(&snapshot).unwrap();
+        assert!(
+            checked.iter().all(|checked| !checked.is_faulty()),
+            "{checked:?}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_newer_or_shortened_file_is_refused() {
     let directory = used(2).await;

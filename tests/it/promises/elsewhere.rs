@@ -90,7 +90,7 @@ async fn the_wait_ends_with_the_gate() {
     let waiting = lab.begin(&lab.signed(REFUND, &refund("r-1", "1000")));
     lab.ledger.wait_for_claims(1).await;
     let started = Instant::now();
-    lab.common.abandon_running_calls();
+    lab.common.calls().abandon();
     assert!(waiting.await.unwrap().is(503, "in_progress"));
     assert!(started.elapsed() < SECOND, "{:?}", started.elapsed());
     assert_eq!(backend.requests().len(), 0);

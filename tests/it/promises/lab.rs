@@ -144,6 +144,6 @@ impl Lab {
 
     /// Waits until the detached calls have ended; no further call may follow.
     pub(super) async fn settled(&self) {
-        in_time("the detached calls to end", self.common.settled()).await;
+        in_time("the detached calls to end", self.common.calls().settled()).await;
     }
 }

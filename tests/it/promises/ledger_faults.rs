@@ -152,7 +152,7 @@ async fn abandoned_while(fault: Fault) {
     let call = lab.signed("/tiki/refund", &refund("k-1", "1"));
     let waiting = lab.begin(&call);
     lab.ledger.wait_for_settles(1).await;
-    lab.common.abandon_running_calls();
+    lab.common.calls().abandon();
     lab.settled().await;
     let got = in_time("an answer", waiting).await.unwrap();
     assert!(got.is(503, "ledger_unavailable"), "{fault:?}: {got:?}");
@@ -185,7 +185,7 @@ async fn the_end_of_the_gate_waits_for_no_claim_and_no_permit_that_never_come() 
         if !at_claim {
             backend.wait_for_connections(1).await;
         }
-        lab.common.abandon_running_calls();
+        lab.common.calls().abandon();
         lab.settled().await;
         let got = in_time("an answer", waiting).await.unwrap();
         assert!(got.status >= 500, "{got:?}");
@@ -264,7 +264,7 @@ async fn an_abandoned_call_that_was_sent_is_recorded_as_unknown() {
     let call = lab.signed("/tiki/refund", &refund("k-1", "1"));
     let waiting = lab.begin(&call);
     backend.wait_for_requests(1).await;
-    lab.common.abandon_running_calls();
+    lab.common.calls().abandon();
     lab.settled().await;
     let got = in_time("an answer", waiting).await.unwrap();
     assert_eq!(got.status, 502, "{got:?}");

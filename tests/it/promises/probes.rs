@@ -356,7 +356,7 @@ async fn a_look_ends_with_the_gate() {
     let waiting = lab.begin(&lab.signed(REFUND, &refund("r-1", "1000")));
     backend.wait_for_requests(2).await;
     let started = Instant::now();
-    lab.common.abandon_running_calls();
+    lab.common.calls().abandon();
     assert_held(&waiting.await.unwrap());
     assert!(started.elapsed() < SECOND, "{:?}", started.elapsed());
 }

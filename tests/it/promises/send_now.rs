@@ -266,7 +266,7 @@ async fn what_can_not_be_sent_says_why() {
         ]
     );
 
-    lab.common.refuse_new_calls();
+    lab.common.calls().refuse_new();
     assert_eq!(send_now(&lab, &record).await, Err(NotSentNow::Draining));
     assert_eq!(backend.requests().len(), 1);
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
-use tikigate::app::{App, Source, Stopper};
+use tikigate::app::{App, PassedSockets, Source, Stopper};
 use tikigate::clock::{Clock, ManualClock};
 use tikigate::config;
 use tikigate::ledger::{Event, Filter, Ledger, Record, State};
@@ -186,7 +186,14 @@ impl TestGate {
             lines.clone(),
         )
         .unwrap();
-        let app = App::start_from(source, loaded.settings, clock.clone(), &log).unwrap();
+        let app = App::start_from(
+            source,
+            PassedSockets::default(),
+            loaded.settings,
+            clock.clone(),
+            &log,
+        )
+        .unwrap();
         Self {
             stopper: app.stopper(),
             address: app.address().clone(),

@@ -72,6 +72,18 @@ impl RawClient {
         }
     }
 
+    /// Connects to a server that may be gone.
+    pub(crate) async fn connect_if_there(address: &ListenAddress) -> Option<Self> {
+        let socket = in_time("a connection", Socket::connect(address))
+            .await
+            .ok()?;
+        Some(Self {
+            socket,
+            unread: Vec::new(),
+            ended: false,
+        })
+    }
+
     /// Sends these bytes. What the other side no longer takes is dropped: a gate may answer and
     /// close before it has read everything.
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -240,12 +252,7 @@ pub(crate) async fn exchange_if_there(
     within: Duration,
 ) -> Option<RawAnswer> {
     let exchange = async {
-        let socket = Socket::connect(address).await.ok()?;
-        let mut client = RawClient {
-            socket,
-            unread: Vec::new(),
-            ended: false,
-        };
+        let mut client = RawClient::connect_if_there(address).await?;
         client.send(bytes).await;
         client.try_read_answer(false).await
     };
