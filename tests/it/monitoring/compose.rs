@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::{read, succeeds};
+use super::{from_yaml, read, succeeds};
 use crate::support::samples::root;
 
 const FILE: &str = "deploy/compose.yaml";
@@ -24,18 +24,7 @@ fn composed(secrets: &Path) -> Value {
         .expect("docker-compose; `tests/run` installs it");
     let told = String::from_utf8_lossy(&yaml.stderr).into_owned();
     assert!(yaml.status.success(), "{told}");
-    // Debian's docker-compose brings PyYAML along.
-    let mut json = Command::new("/usr/bin/python3")
-        .args([
-            "-c",
-            "import json, sys, yaml; json.dump(yaml.safe_load(sys.stdin), sys.stdout)",
-        ])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    std::io::Write::write_all(&mut json.stdin.take().unwrap(), &yaml.stdout).unwrap();
-    serde_json::from_slice(&json.wait_with_output().unwrap().stdout).unwrap()
+    from_yaml(&yaml.stdout)
 }
 
 /// Throw-away secrets, by the shipped script.

@@ -12,8 +12,11 @@ mod rules;
 mod shrink;
 mod troubles;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
 
 use crate::support::samples::root;
 
@@ -48,6 +51,24 @@ fn succeeds(command: &mut Command) -> String {
 fn promtool(arguments: &[&str]) -> String {
     let mut command = Command::new("promtool");
     succeeds(command.args(arguments).current_dir(prometheus_directory()))
+}
+
+/// YAML as JSON. Debian's docker-compose brings Python's PyYAML along.
+fn from_yaml(yaml: &[u8]) -> Value {
+    let mut python = Command::new("/usr/bin/python3")
+        .args([
+            "-c",
+            "import json, sys, yaml; json.dump(yaml.safe_load(sys.stdin.buffer), sys.stdout)",
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Python reads all of it before it writes.
+    python.stdin.take().unwrap().write_all(yaml).unwrap();
+    let output = python.wait_with_output().unwrap();
+    assert!(output.status.success(), "PyYAML can't read it");
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 fn prometheus_directory() -> PathBuf {

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::process::Command;
 
-use super::{RULES, prometheus_directory, promtool, read};
+use super::shrink::duration;
+use super::{RULES, from_yaml, prometheus_directory, promtool, read, succeeds};
 use crate::support::samples;
 
 /// Each alert's part of the file.
@@ -102,4 +104,54 @@ fn each_alert_has_its_section() {
         assert!(text.contains("**Why it matters.**"), "{title}");
         assert!(text.contains('`'), "{title} shows no command");
     }
+}
+
+/// What the page has people type makes a PrometheusRule with all of the rules.
+#[test]
+fn the_rules_become_a_prometheus_rule() {
+    let page = read("docs/monitoring.md");
+    let blocks = page.split("```sh\n").skip(1);
+    let block = blocks
+        .filter_map(|rest| rest.split("```").next())
+        .find(|block| block.contains("PrometheusRule"))
+        .unwrap();
+    let made = block.replace("kubectl apply -f -", "cat");
+    assert_ne!(made, block);
+    let wrapped = succeeds(
+        Command::new("bash")
+            .args(["-euc", &made])
+            .current_dir(samples::root()),
+    );
+    let rule = from_yaml(wrapped.as_bytes());
+    assert_eq!(rule["kind"], "PrometheusRule");
+    assert_eq!(rule["spec"], from_yaml(read(RULES).as_bytes()));
+    assert_eq!(rule["spec"]["groups"].as_array().unwrap().len(), 7);
+}
+
+/// Each PodMonitor that is shipped gives its job a name that the rules look for.
+#[test]
+fn shipped_monitors_make_jobs_that_the_rules_know() {
+    let mut found = 0;
+    for place in ["components/sidecar", "overlays/front-postgres"] {
+        let text = read(&format!("deploy/kubernetes/{place}/podmonitor.yaml"));
+        let monitor = from_yaml(text.as_bytes());
+        assert_eq!(monitor["kind"], "PodMonitor");
+        assert!(
+            monitor["metadata"]["name"]
+                .as_str()
+                .unwrap()
+                .contains("tikigate")
+        );
+        // A job label of its own would take the name's place.
+        assert!(monitor["spec"].get("jobLabel").is_none());
+        let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
+        assert_eq!(endpoint["path"], "/metrics");
+        let every = duration(endpoint["interval"].as_str().unwrap()).unwrap().0;
+        assert!(
+            (15_000..=60_000).contains(&every),
+            "{every}: the windows are made for that"
+        );
+        found += 1;
+    }
+    assert_eq!(found, 2);
 }
