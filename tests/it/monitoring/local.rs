@@ -2,10 +2,12 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 use tikigate::net::ListenAddress;
 use tikigate::tiki::Family;
@@ -54,6 +56,7 @@ impl Up {
         let child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            .process_group(0)
             .spawn()
             .unwrap();
         Self {
@@ -91,6 +94,21 @@ impl Up {
     fn address(&self, name: &str) -> ListenAddress {
         let at = NAMES.iter().position(|known| *known == name).unwrap();
         ListenAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], self.ports[at])))
+    }
+
+    /// Ctrl-C: the whole of its process group gets it.
+    fn interrupt(&self) {
+        kill_process_group(Pid::from_child(&self.child), Signal::INT).unwrap();
+    }
+
+    /// Waits until a file in its directory has this text.
+    fn wait_for(&self, file: &str, text: &str) {
+        let path = self.directory.join(file);
+        let deadline = Instant::now() + READY_WITHIN;
+        while !std::fs::read_to_string(&path).is_ok_and(|read| read.contains(text)) {
+            assert!(Instant::now() < deadline, "no {text} in {file}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Name, id and start of each process that it noted.
@@ -295,13 +313,8 @@ fn a_port_that_is_taken_is_named_and_nothing_is_started() {
 #[test]
 fn what_was_started_is_ended_when_something_does_not_come_up() {
     let mut up = Up::start(free_ports());
-    let list = up.directory.join("started");
-    // From the moment on that the backend is up, the gate's configuration is wrong.
-    let deadline = Instant::now() + READY_WITHIN;
-    while !std::fs::read_to_string(&list).is_ok_and(|text| text.contains("postgres ")) {
-        assert!(Instant::now() < deadline);
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    // PostgreSQL takes its time: meanwhile the gate's configuration becomes wrong.
+    up.wait_for("started", "postgres ");
     let started = up.started();
     std::fs::write(up.directory.join("tikigate.toml"), "[server\n").unwrap();
     let errors = up.errors();
@@ -310,6 +323,22 @@ fn what_was_started_is_ended_when_something_does_not_come_up() {
     assert!(errors.contains("tikigate.toml"), "its log: {errors}");
     for (name, pid, start) in &started {
         assert!(name == "up" || !runs(*pid, start), "{name} still runs");
+    }
+    assert!(!up.directory.exists());
+}
+
+/// Somebody who is impatient.
+#[test]
+fn two_interrupts_end_all_of_it_too() {
+    let mut up = Up::start(free_ports());
+    up.wait_for("gate.log", "listening");
+    let started = up.started();
+    up.interrupt();
+    up.wait_for("gate.log", "drain");
+    up.interrupt();
+    assert_eq!(up.child.wait().unwrap().code(), Some(130));
+    for (name, pid, start) in &started {
+        assert!(!runs(*pid, start), "{name} still runs");
     }
     assert!(!up.directory.exists());
 }
