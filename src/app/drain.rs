@@ -71,6 +71,11 @@ impl Life {
         self.abort.clone()
     }
 
+    /// Cancelled when the last call has ended.
+    pub(super) fn no_more_spans(&self) -> CancellationToken {
+        self.ended.clone()
+    }
+
     pub(super) async fn ended(&self) {
         self.ended.cancelled().await;
     }

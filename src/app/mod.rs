@@ -4,6 +4,7 @@
 //! worker threads   one current-thread runtime, listener and set of backend connections each
 //! outbound thread  the backend's calls to Tiki, and the outbox's deliveries, where there are any
 //! control thread   admin listener, expiry of records, looks at the backend, and the drain
+//! traces thread    exports spans, where a collector is configured
 //! reload thread    watches the configuration and its files, and swaps what changed
 //! ```
 //!
@@ -37,6 +38,7 @@ use crate::net::ListenAddress;
 use crate::outbound::CallerToken;
 use crate::server::{self, BindError};
 use crate::telemetry::{self, LogHandle};
+use crate::traces;
 
 use control::Control;
 use drain::Life;
@@ -138,8 +140,10 @@ impl App {
         )
         .map_err(StartError::Settings)?;
         let life = Arc::new(Life::new());
+        let spans = common.take_spans();
         let sources = Sources {
             log_lines_dropped: log.lines_dropped(),
+            spans: spans.as_ref().map(|(_, counts)| Arc::clone(counts)),
             ..Sources::default()
         };
         let counted = Arc::clone(&sources.listeners);
@@ -197,6 +201,20 @@ impl App {
         }
         if let (Some(outbound), Some(handle)) = (outbound, outbound_handle.clone()) {
             threads.push(spawn("outbound".to_owned(), outbound.run(handle))?);
+        }
+        if let (Some((finished, counts)), Some(tracing)) = (spans, &settings.tracing) {
+            let exporter = traces::Exporter::new(
+                tracing,
+                env!("CARGO_PKG_VERSION"),
+                format!("{:016x}", owner.0),
+                finished,
+                counts,
+            )
+            .map_err(|error| StartError::Settings(error.to_string()))?;
+            threads.push(spawn(
+                "traces".to_owned(),
+                exporter.run(life.no_more_spans()),
+            )?);
         }
         let listeners = Listeners {
             server: policy,

@@ -135,7 +135,13 @@ impl Directory {
     fn make() -> io::Result<Self> {
         let random = random().map_err(|error| io::Error::other(error.to_string()))?;
         let path = Path::new("/tmp").join(format!("tikigate-{random:016x}"));
-        DirBuilder::new().mode(0o700).create(&path)?;
+        // In a container `/tmp` may be read-only, which its name tells better than the error alone.
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(|error| {
+                io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+            })?;
         Ok(Self(path))
     }
 

@@ -1,6 +1,7 @@
 //! The settings as they are in force, for people: named as in the configuration, secrets redacted.
 
 mod outbound;
+mod tracing;
 
 use std::time::SystemTime;
 
@@ -29,6 +30,7 @@ pub fn effective(settings: &Settings) -> Value {
         routes,
         ledger,
         outbound,
+        tracing,
         log,
         certificates,
     } = settings;
@@ -59,6 +61,9 @@ pub fn effective(settings: &Settings) -> Value {
     }
     if let Some(outbound) = outbound {
         shown["outbound"] = outbound::show(outbound, settings);
+    }
+    if let Some(tracing) = tracing {
+        shown["tracing"] = tracing::show(tracing);
     }
     shown
 }
@@ -170,6 +175,12 @@ fn bracketed(host: &str) -> String {
     }
 }
 
+fn show_set_headers(upstream: &Upstream) -> Value {
+    let names = upstream.set_headers.iter();
+    let shown = names.map(|(name, _)| (name.to_string(), REDACTED.into()));
+    shown.collect::<Map<_, _>>().into()
+}
+
 fn show_upstream(upstream: &Upstream) -> Value {
     let Upstream {
         name: _,
@@ -179,15 +190,11 @@ fn show_upstream(upstream: &Upstream) -> Value {
         answer_within,
         settle_within,
         max_in_flight,
-        set_headers,
+        set_headers: _,
         breaker,
         health,
     } = upstream;
     let urls: Vec<String> = endpoints.iter().map(show_endpoint).collect();
-    let set_headers: Map<String, Value> = set_headers
-        .iter()
-        .map(|(name, _)| (name.to_string(), REDACTED.into()))
-        .collect();
     let mut shown = json!({
         "url": urls,
         "host": String::from_utf8_lossy(host.as_bytes()),
@@ -195,7 +202,7 @@ fn show_upstream(upstream: &Upstream) -> Value {
         "answer_within": format_duration(*answer_within),
         "settle_within": format_duration(*settle_within),
         "max_in_flight": max_in_flight,
-        "set_headers": set_headers,
+        "set_headers": show_set_headers(upstream),
         "breaker": show_breaker(breaker),
     });
     if let Some(health) = health {

@@ -1,6 +1,7 @@
 //! What a configuration means: every default filled in, every name resolved, every file read.
 
 mod outbound;
+mod tracing;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 pub use outbound::{Account, Confirm, Delivery, Notify, Outbound, Outbox};
+pub use tracing::Tracing;
 
 pub use super::tls::{Expiry, ListenerTls, Trust};
 
@@ -35,6 +37,8 @@ pub struct Settings {
     pub ledger: Ledger,
     /// The partner's own calls to Tiki; none: off.
     pub outbound: Option<Arc<Outbound>>,
+    /// Where spans go; none: off.
+    pub tracing: Option<Arc<Tracing>>,
     /// The log.
     pub log: Log,
     /// Until when the certificates hold that the configuration names.
@@ -482,7 +486,7 @@ pub struct Log {
     /// How a line looks.
     pub format: LogFormat,
     /// The least level that is written.
-    pub level: tracing::level_filters::LevelFilter,
+    pub level: ::tracing::level_filters::LevelFilter,
 }
 
 /// How a log line looks.

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use crate::config::Client;
 use crate::metrics::Suspicion;
 use crate::net::{AddressText, Arrived, ClientAddress};
+use crate::traces::SpanContext;
 
 use super::refusal::Refusal;
 use super::route::RoutePlan;
 use super::signatures::SignatureKey;
+use super::traced::CallSpans;
 
 /// A request with what is known of it.
 #[derive(Debug)]
@@ -36,6 +38,8 @@ pub struct Facts {
     pub(super) address_text: AddressText,
     /// The caller's trace context, if it sent a well-formed one.
     pub(super) trace: Option<TraceParent>,
+    /// Its spans, if it is sampled.
+    pub(super) spans: Option<CallSpans>,
     /// The route.
     pub(super) route: OnceLock<Arc<RoutePlan>>,
     /// The client id of a caller that nobody is configured with.
@@ -69,6 +73,7 @@ impl Facts {
         first_byte: Instant,
         address: ClientAddress,
         trace: Option<TraceParent>,
+        spans: Option<CallSpans>,
     ) -> Self {
         Self {
             request_id,
@@ -76,6 +81,7 @@ impl Facts {
             address,
             address_text: address.text(),
             trace,
+            spans,
             route: OnceLock::new(),
             claimed_client: OnceLock::new(),
             client: OnceLock::new(),
@@ -89,6 +95,12 @@ impl Facts {
             refusal: OnceLock::new(),
             signature: OnceLock::new(),
         }
+    }
+
+    /// The trace that it belongs to, for the log.
+    pub(super) fn traced_as(&self) -> Option<TraceParent> {
+        let own = self.spans.map(|spans| TraceParent::of(&spans.server));
+        own.or(self.trace)
     }
 }
 
@@ -172,8 +184,13 @@ impl TraceParent {
         well_formed.then_some(Self(text))
     }
 
+    /// What a program is told that this span calls.
+    pub(super) fn of(span: &SpanContext) -> Self {
+        Self(span.traceparent())
+    }
+
     /// The whole value.
-    pub fn as_bytes(&self) -> &[u8] {
+    pub fn as_bytes(&self) -> &[u8; 55] {
         &self.0
     }
 

@@ -27,6 +27,7 @@ use super::parcel::Parcel;
 use super::refusal::UpstreamFault;
 use super::route::RoutePlan;
 use super::running::{Running, Stage};
+use super::traced::{BackendEnded, finish_backend};
 
 /// The word for a call that never left, where no finer one is known.
 pub(super) const NOT_SENT: &str = "not_sent";
@@ -94,6 +95,20 @@ pub(super) enum ForwardFault {
     MaybeSent(UpstreamFault),
 }
 
+impl ForwardFault {
+    /// A stable word, for spans.
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::NotSent(word) => word,
+            Self::Unavailable(_) => "unavailable",
+            Self::Fenced => "fenced",
+            Self::Ledger(_) => "ledger",
+            Self::TimedOut => "timeout",
+            Self::MaybeSent(fault) => fault.as_str(),
+        }
+    }
+}
+
 /// Sends a parcel to its backend.
 pub(super) async fn forward(
     gate: &Gate,
@@ -126,6 +141,15 @@ pub(super) async fn forward(
     }
     if let Ok(answer) = &result {
         let _ = facts.upstream_status.set(answer.status.as_u16());
+    }
+    if let (Some(tracer), Some(spans)) = (&gate.common.tracer, facts.spans) {
+        let ended = BackendEnded {
+            status: result.as_ref().ok().map(|answer| answer.status.as_u16()),
+            fault: result.as_ref().err().map(ForwardFault::as_str),
+            at: gate.common.clock.now(),
+            took,
+        };
+        finish_backend(tracer, spans, facts, &parcel.plan, ended);
     }
     result
 }

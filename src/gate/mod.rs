@@ -59,13 +59,14 @@ mod running;
 mod send_now;
 pub mod signatures;
 pub mod throttle;
+mod traced;
 mod understand;
 pub mod validate;
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -79,11 +80,12 @@ use crate::client::Upstream;
 use crate::clock::Clock;
 use crate::config::{self, Settings};
 use crate::ledger::{Definition, Ledger, Owner};
-use crate::metrics::{self, OutboundMetrics};
+use crate::metrics::{self, OutboundMetrics, SpanCounts};
 use crate::net::{Arrived, TrustedProxies};
 use crate::outbound::confirm::Confirms;
 use crate::outbound::{Accounts, Remember, Tiki, outbox};
 use crate::telemetry::AccessLog;
+use crate::traces::{Finished, Tracer};
 
 use admit::{Admission, AdmitLayer};
 use arrivals::Arrivals;
@@ -269,6 +271,10 @@ pub struct Common {
     /// Whether the ledger's last word to a claim was an error.
     ledger_failing: Arc<AtomicBool>,
     calls: Calls,
+    /// Begins spans; none: off.
+    tracer: Option<Tracer>,
+    /// They come out here, for the thread that exports them.
+    spans: Arc<Mutex<Option<Finished>>>,
 }
 
 impl Common {
@@ -312,6 +318,14 @@ impl Common {
                 confirms: Confirms::new(&outbound.confirm, Arc::clone(&outbound_metrics)),
             })),
         };
+        let span_counts = Arc::new(SpanCounts::default());
+        let (tracer, spans) = match &settings.tracing {
+            None => (None, None),
+            Some(tracing) => {
+                let (tracer, spans) = Tracer::new(tracing.sample_percent, owner.0, span_counts);
+                (Some(tracer), Some(spans))
+            }
+        };
         let backends = settings.upstreams.iter();
         let backends = backends.map(|upstream| Backend::new(Arc::clone(upstream), clock.clone()));
         let numbers = Arc::new(RouteNumbers::default());
@@ -321,6 +335,8 @@ impl Common {
             clients,
             trusted_proxies: server.trusted_proxies.clone(),
             calls: Calls::new(Arc::clone(&admission.crowd)),
+            tracer,
+            spans: Arc::new(Mutex::new(spans)),
             admission: Arc::new(admission),
             signatures,
             arrivals,
@@ -377,6 +393,8 @@ impl Common {
             looks: self.looks.after(&settings.upstreams),
             ledger_failing: Arc::clone(&self.ledger_failing),
             calls: self.calls.clone(),
+            tracer: self.tracer.clone(),
+            spans: Arc::clone(&self.spans),
             settings,
             clock: self.clock.clone(),
             ledger: Arc::clone(&self.ledger),
@@ -445,6 +463,16 @@ impl Common {
                 )
             })
             .collect()
+    }
+
+    /// The spans of calls, for the one who exports them; none: off, or somebody has them already.
+    pub fn take_spans(&self) -> Option<(Finished, Arc<SpanCounts>)> {
+        let finished = self
+            .spans
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()?;
+        Some((finished, Arc::clone(self.tracer.as_ref()?.counts())))
     }
 
     /// The calls that run detached.

@@ -19,6 +19,7 @@ use crate::telemetry::AccessLine;
 use super::Gate;
 use super::call::{Call, Facts, TraceParent};
 use super::refusal::Refusal;
+use super::traced::{CallSpans, Ended, finish_call};
 
 /// What the log says of a call whose caller went away before it was answered.
 const CLIENT_GONE: u16 = 499;
@@ -73,7 +74,11 @@ where
             .and_then(|value| TraceParent::parse(value.as_bytes()));
         let trace = trace.filter(|_| traces.next().is_none());
         let request_id = self.gate.request_ids.next();
-        let facts = Arc::new(Facts::new(request_id, arrived.first_byte, address, trace));
+        let tracer = self.gate.common.tracer.as_ref();
+        let spans = tracer
+            .and_then(|tracer| CallSpans::begin(tracer, trace.as_ref().map(TraceParent::as_bytes)));
+        let facts = Facts::new(request_id, arrived.first_byte, address, trace, spans);
+        let facts = Arc::new(facts);
         let report = Report {
             gate: Arc::clone(&self.gate),
             facts: Arc::clone(&facts),
@@ -165,15 +170,28 @@ impl Report {
         }
         let client = facts.client.get();
         let suspicion = facts.suspicion.get().copied();
+        let trace = facts.traced_as();
+        let path = Some(self.uri.path()).filter(|_| route.is_none());
+        let now = self.gate.common.clock.now();
+        if let (Some(tracer), Some(spans)) = (&self.gate.common.tracer, facts.spans) {
+            let ended = Ended {
+                method: self.method.clone(),
+                path: path.map(str::to_owned),
+                status,
+                at: now,
+                took,
+            };
+            finish_call(tracer, spans, facts, ended);
+        }
         self.gate.log.write(&AccessLine {
-            time: Some(self.gate.common.clock.now()),
+            time: Some(now),
             request_id: Some(facts.request_id.as_str()),
-            trace_id: facts.trace.as_ref().map(TraceParent::trace_id),
+            trace_id: trace.as_ref().map(TraceParent::trace_id),
             sent_by_person: None,
             client_address: Some(&facts.address_text.as_str()),
             method: Some(self.method.as_str()),
             route: route.map(|plan| plan.route.name.as_str()),
-            path: Some(self.uri.path()).filter(|_| route.is_none()),
+            path,
             claimed_client: facts.claimed_client.get().map(AsRef::as_ref),
             client: client.map(|client| client.name.as_str()),
             partner_code: client.and_then(|client| client.partner_code.as_deref()),

@@ -115,7 +115,7 @@ impl Parcel {
             .find(|(name, _)| *name == TRACEPARENT);
         let trace = trace.and_then(|(_, value)| TraceParent::parse(value.as_bytes()));
         let now = Instant::now().into_std();
-        let facts = Facts::new(request_id, now, ClientAddress::Local, trace);
+        let facts = Facts::new(request_id, now, ClientAddress::Local, trace, None);
         Self {
             facts: Arc::new(facts),
             plan,
@@ -192,6 +192,10 @@ impl Parcel {
         }
         for (name, value) in &self.passed_on {
             headers.append(name, value.clone());
+        }
+        if let Some(spans) = &facts.spans {
+            let trace = spans.client.traceparent();
+            headers.insert(TRACEPARENT, HeaderValue::from_bytes(&trace)?);
         }
         if let Some(identity) = self.identity() {
             headers.insert(IDEMPOTENCY_KEY, key_value(&identity.key.message)?);

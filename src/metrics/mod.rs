@@ -66,6 +66,19 @@ pub struct Sources {
     pub log_lines_dropped: Arc<AtomicU64>,
     /// What the listeners count.
     pub listeners: Arc<ServerMetrics>,
+    /// What became of spans; none: there are none.
+    pub spans: Option<Arc<SpanCounts>>,
+}
+
+/// What became of spans since the start.
+#[derive(Debug, Default)]
+pub struct SpanCounts {
+    /// Taken by the collector.
+    pub exported: AtomicU64,
+    /// Given up since the queue was full.
+    pub dropped: AtomicU64,
+    /// Of batches that the collector did not take.
+    pub failed: AtomicU64,
 }
 
 /// All metrics of one gate.

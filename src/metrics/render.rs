@@ -267,6 +267,20 @@ fn load(out: &mut Exposition, metrics: &Metrics) {
     );
     let dropped = &metrics.sources.log_lines_dropped;
     out.sample(&[], dropped.load(Ordering::Relaxed));
+    if let Some(spans) = &metrics.sources.spans {
+        out.family(
+            Kind::Counter,
+            "tikigate_trace_spans_total",
+            "Spans that the collector took (exported) or did not take (failed), or that found the queue full (dropped).",
+        );
+        for (result, count) in [
+            ("exported", &spans.exported),
+            ("dropped", &spans.dropped),
+            ("failed", &spans.failed),
+        ] {
+            out.sample(&[("result", result)], count.load(Ordering::Relaxed));
+        }
+    }
 }
 
 fn process_families(out: &mut Exposition, process: &Figures) {

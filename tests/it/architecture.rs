@@ -22,6 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "client",
         &["config", "metrics", "clock", "net", "failpoint"],
     ),
+    ("traces", &["config", "client", "metrics"]),
     ("store", &["config", "metrics", "clock", "net", "failpoint"]),
     (
         "ledger",
@@ -55,6 +56,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "store",
             "ledger",
             "outbound",
+            "traces",
             "failpoint",
         ],
     ),
@@ -72,6 +74,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "client",
             "store",
             "ledger",
+            "traces",
             "failpoint",
             "gate",
             "outbound",

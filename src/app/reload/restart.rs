@@ -36,6 +36,8 @@ pub(super) fn keep(new: &mut Settings, running: &Settings) -> Result<Vec<&'stati
     new.signature.max_remembered = running.signature.max_remembered;
     keep("log.format", new.log.format != running.log.format);
     new.log.format = running.log.format;
+    keep("tracing", new.tracing != running.tracing);
+    new.tracing.clone_from(&running.tracing);
     keep("ledger", ledger_differs(new, running)?);
     new.ledger = running.ledger.clone();
     keep("outbound", outbound_differs(new, running)?);

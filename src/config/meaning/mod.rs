@@ -17,6 +17,7 @@ mod server;
 mod signature;
 mod sqlite;
 mod tls;
+mod tracing;
 mod upstreams;
 
 use std::ffi::OsString;
@@ -82,6 +83,7 @@ pub(crate) fn settings(written: Configuration, context: &mut Context<'_>) -> Opt
         routes,
         ledger,
         outbound,
+        tracing,
         log,
     } = written;
     let server = server::server(server, context);
@@ -101,6 +103,7 @@ pub(crate) fn settings(written: Configuration, context: &mut Context<'_>) -> Opt
     );
     let (ledger, volatility) = ledger::ledger(ledger, &routes, &upstreams, context);
     let outbound = outbound::outbound(outbound, &clients, context);
+    let tracing = tracing::tracing(tracing, context);
     let log = ledger::log(log);
 
     let parts = checks::Parts {
@@ -128,6 +131,7 @@ pub(crate) fn settings(written: Configuration, context: &mut Context<'_>) -> Opt
             Some(read) => Some(Arc::new(read.meaning?)),
             None => None,
         },
+        tracing: tracing?,
         log,
         certificates: std::mem::take(&mut context.certificates),
     })

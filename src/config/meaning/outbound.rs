@@ -1,6 +1,6 @@
 //! `[outbound]`
 
-mod ways;
+pub(super) mod ways;
 
 use std::sync::Arc;
 use std::time::Duration;

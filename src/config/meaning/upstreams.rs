@@ -484,7 +484,7 @@ fn read_health(
 }
 
 /// The names as far as they are valid, and all headers if everything about them is right.
-fn fixed_headers(
+pub(super) fn fixed_headers(
     field: Field<Named<HeaderSource>>,
     context: &mut Context<'_>,
 ) -> (Vec<HeaderName>, Option<Vec<(HeaderName, Secret)>>) {

@@ -5,6 +5,7 @@ mod ledger;
 mod outbound;
 mod routes;
 mod server;
+mod tracing;
 mod upstreams;
 
 pub(crate) use clients::{Client, NotAfter, SecretEntry, SecretSource};
@@ -14,6 +15,7 @@ pub(crate) use routes::{
     Condition, Idempotency, MethodWord, Probe, Route, Scalar, Sign, SignedPath, Signs,
 };
 pub(crate) use server::{Admin, PerFamily, Rate, Server, Signature, Tls};
+pub(crate) use tracing::Tracing;
 pub(crate) use upstreams::{Breaker, HeaderSource, Health, Upstream, Urls};
 
 use super::problem::Problems;
@@ -30,6 +32,7 @@ pub(crate) struct Configuration {
     pub(crate) routes: Field<Vec<At<Route>>>,
     pub(crate) ledger: Ledger,
     pub(crate) outbound: Field<Outbound>,
+    pub(crate) tracing: Field<Tracing>,
     pub(crate) log: Log,
 }
 
@@ -45,6 +48,7 @@ impl Configuration {
             routes: table.field("routes"),
             ledger: table.section("ledger", Ledger::read),
             outbound: table.field("outbound"),
+            tracing: table.field("tracing"),
             log: table.section("log", Log::read),
         })
     }

@@ -23,10 +23,11 @@ fn the_defaults_are_the_documented_ones() {
         routes,
         ledger,
         outbound,
+        tracing,
         log,
         certificates,
     } = settings(&good_but("listen = \"127.0.0.1:8080\"", ""));
-    assert!(outbound.is_none());
+    assert!(outbound.is_none() && tracing.is_none());
     assert_eq!(certificates, []);
     assert_eq!(server.min_body_rate, 256);
     assert_eq!(server.max_connection_age, Duration::from_secs(3600));

@@ -13,6 +13,7 @@ mod stores;
 mod subjects;
 mod ten;
 mod tls;
+mod tracing;
 
 use std::ffi::OsString;
 use std::fs;

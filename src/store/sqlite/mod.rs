@@ -25,6 +25,7 @@ mod checkpoint;
 mod file;
 mod meta;
 mod open;
+mod permission;
 mod reader;
 mod restore;
 pub mod schema;

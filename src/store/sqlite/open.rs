@@ -14,7 +14,7 @@ use super::file::{
 use super::meta::Meta;
 use super::schema::{self, Schema};
 use super::watermark::{Found, Mark, Watermark};
-use super::{Opened, writer};
+use super::{Opened, permission, writer};
 
 /// How a file is opened.
 #[derive(Clone, Debug)]
@@ -132,7 +132,7 @@ pub enum OpenError {
     )]
     Gone(PathBuf),
     /// The system refuses.
-    #[error("{path}: {error}")]
+    #[error("{path}: {error}{}", permission::advice(.path, .error))]
     Io {
         /// Which file.
         path: PathBuf,

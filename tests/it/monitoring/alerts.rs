@@ -335,6 +335,8 @@ async fn each_alert_fires_at_its_trouble_and_none_without() {
     );
     let plan = || Plan::before(&usual.url());
 
+    let mut traced = plan();
+    traced.more = format!("[tracing]\nendpoint = \"{}\"\n", usual.url());
     let mut hanging = Plan::before(&moody.url());
     hanging.upstream = "answer_within = \"1s\"\nsettle_within = \"2s\"";
     hanging.refund = "idempotency = { probe = { path = \"/state/{key}\", \
@@ -379,7 +381,7 @@ async fn each_alert_fires_at_its_trouble_and_none_without() {
         variables
     });
     let (calm, refunds, forged, clock, backend, slow) = tokio::join!(
-        Gate::start("calm", plan()),
+        Gate::start("calm", traced),
         Gate::start("refunds", hanging),
         Gate::start("forged", unread),
         Gate::start("clock", limited),

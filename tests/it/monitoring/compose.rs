@@ -120,6 +120,17 @@ fn the_gate_runs_as_its_image_does_and_can_do_nothing_else() {
     assert_eq!(gate["read_only"], true);
     assert_eq!(texts(&gate["cap_drop"]), ["ALL"]);
     assert_eq!(texts(&gate["security_opt"]), ["no-new-privileges:true"]);
+    let image = read("deploy/Dockerfile");
+    for line in [
+        format!("USER {USER}"),
+        "ENTRYPOINT [\"/usr/local/bin/tikigate\"]".to_owned(),
+        "CMD [\"serve\"]".to_owned(),
+    ] {
+        assert!(
+            image.lines().any(|of| of == line),
+            "the image has no {line}"
+        );
+    }
     assert!(gate.get("privileged").is_none() && gate.get("cap_add").is_none());
     let probe = ["CMD", "/usr/local/bin/tikigate", "probe", "ready"];
     assert_eq!(texts(&gate["healthcheck"]["test"]), probe);

@@ -11,12 +11,6 @@ use super::promql::selectors;
 use super::{DASHBOARD, RULES, read, succeeds};
 use crate::support::samples::root;
 
-/// Metrics that no gate of the tests has, and why.
-const NOT_HERE: [(&str, &str); 1] = [(
-    "tikigate_trace_spans_total",
-    "only a gate with [tracing] has it",
-)];
-
 /// Documented metrics that neither the dashboard nor a rule names, and why.
 const NOWHERE: [(&str, &str); 0] = [];
 
@@ -278,11 +272,7 @@ fn every_documented_metric_is_shown_or_watched() {
         assert_ne!(named.contains(metric), listed, "{metric}");
     }
     for metric in named.iter().filter(|name| name.starts_with("tikigate_")) {
-        let not_here = NOT_HERE.iter().any(|(name, _)| name == metric);
-        assert!(
-            documented.contains(metric) || not_here,
-            "{metric} is not documented"
-        );
+        assert!(documented.contains(metric), "{metric} is not documented");
     }
 }
 
@@ -291,12 +281,11 @@ fn every_documented_metric_is_shown_or_watched() {
 pub(super) async fn assert_all_show_data(prometheus: &Prometheus) {
     let mut faults = Vec::new();
     let mut wanted = BTreeSet::new();
-    let exempt = |expression: &str| NOT_HERE.iter().any(|(name, _)| expression.contains(name));
     for (title, expression, legend) in expressions(&dashboard()) {
         let expression = filled(&expression);
         wanted.extend(selectors(&expression));
         // Annotations show what happens, if it happens.
-        if exempt(&expression) || title == "annotation" {
+        if title == "annotation" {
             continue;
         }
         let series = prometheus.query(&expression).await;
@@ -321,7 +310,7 @@ pub(super) async fn assert_all_show_data(prometheus: &Prometheus) {
     }
     for selector in wanted {
         let found = format!("last_over_time({}[10m])", selector.text());
-        if !exempt(&selector.name) && prometheus.query(&found).await.is_empty() {
+        if prometheus.query(&found).await.is_empty() {
             faults.push(format!("nothing is called {}", selector.text()));
         }
     }

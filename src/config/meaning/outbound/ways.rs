@@ -15,29 +15,29 @@ use crate::config::tree::Place;
 use crate::config::value::{At, Field};
 
 /// What all ways out have in common.
-pub(super) struct Way {
-    pub(super) trust: TrustSource,
-    pub(super) connect_timeout: Duration,
-    pub(super) timeout: Duration,
-    pub(super) connections: usize,
+pub(in crate::config::meaning) struct Way {
+    pub(in crate::config::meaning) trust: TrustSource,
+    pub(in crate::config::meaning) connect_timeout: Duration,
+    pub(in crate::config::meaning) timeout: Duration,
+    pub(in crate::config::meaning) connections: usize,
 }
 
 /// Where a way leads.
-pub(super) struct Target {
-    pub(super) upstream: Arc<Upstream>,
+pub(in crate::config::meaning) struct Target {
+    pub(in crate::config::meaning) upstream: Arc<Upstream>,
     /// Path, and perhaps a query; starts with a slash.
-    pub(super) path: String,
+    pub(in crate::config::meaning) path: String,
 }
 
 /// To whom plain HTTP may be spoken.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Plain {
+pub(in crate::config::meaning) enum Plain {
     OnLoopback,
     Anywhere,
 }
 
 impl Way {
-    pub(super) fn to(
+    pub(in crate::config::meaning) fn to(
         &mut self,
         url: &At<String>,
         name: String,
@@ -123,14 +123,14 @@ fn parse_url(text: &str) -> Option<Url> {
 }
 
 /// The certificates to believe, read when the first `https` asks for them.
-pub(super) enum TrustSource {
+pub(in crate::config::meaning) enum TrustSource {
     Wrong,
     System(Option<Trust>),
     File(Trust),
 }
 
 impl TrustSource {
-    pub(super) fn read(ca: Field<String>, context: &mut Context<'_>) -> Self {
+    pub(in crate::config::meaning) fn read(ca: Field<String>, context: &mut Context<'_>) -> Self {
         if ca.is_absent() {
             return Self::System(None);
         }
@@ -156,7 +156,7 @@ impl TrustSource {
                 Err(fault) => {
                     problems
                         .error(place, "no_certificates", fault)
-                        .help("install ca-certificates, or name a PEM file with outbound.ca");
+                        .help("install ca-certificates, or name a PEM file with `ca`");
                     None
                 }
             },
