@@ -132,6 +132,7 @@ impl admin::Control for Control {
         let addresses = common.backends().iter();
         let figures = LedgerFigures {
             outbox: outbox.map(outbox_figures),
+            quarantined: self.quarantine.cause().is_some(),
             addresses: addresses.flat_map(|backend| backend.figures()).collect(),
             ..figures(ledger)
         };
@@ -187,6 +188,7 @@ fn figures(stats: Option<&Stats>) -> LedgerFigures {
     };
     LedgerFigures {
         outbox: None,
+        quarantined: false,
         addresses: Vec::new(),
         states: stats.map(of).unwrap_or_default(),
     }

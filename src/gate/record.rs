@@ -45,6 +45,9 @@ pub(super) async fn record(
         let error = match unless_given_up(gate, settling).await {
             Some(Ok(settled)) => {
                 log_settled(facts, fence, &settled);
+                if matches!(settled, Settled::Alarm) {
+                    gate.metrics.alarm();
+                }
                 return match settled {
                     Settled::Recorded(_) => Ok(()),
                     // The record says something else: the next try gets that, and so no other now.

@@ -276,6 +276,8 @@ pub struct LedgerFigures {
     pub states: Vec<StateFigures>,
     /// What the outbox holds, where there is one that can say.
     pub outbox: Option<OutboxFigures>,
+    /// Whether it is in quarantine, as it was seen last.
+    pub quarantined: bool,
     /// Each address of each backend.
     pub addresses: Vec<AddressFigures>,
 }
@@ -346,6 +348,11 @@ impl Worker {
         self.rows.route(route).suspicions.add(suspicion as usize);
     }
 
+    /// Counts a success that came in for an attempt which counts as not applied.
+    pub fn alarm(&self) {
+        self.shard.alarms.add(0);
+    }
+
     /// Counts a signature that a secret explained, by its place in [`Labels::secrets`].
     pub fn signature_match(&self, secret: usize) {
         if let Some(cells) = self.rows.secrets.get(secret) {
@@ -387,6 +394,8 @@ impl Drop for InFlight {
 struct Shard {
     signature_age: Histogram,
     in_flight: Cells,
+    /// Successes of attempts that count as not applied.
+    alarms: Cells,
 }
 
 impl Shard {
@@ -394,6 +403,7 @@ impl Shard {
         Self {
             signature_age: Histogram::new(&cells::AGE),
             in_flight: Cells::new(1),
+            alarms: Cells::new(1),
         }
     }
 }

@@ -216,6 +216,18 @@ fn ledger_families(out: &mut Exposition, metrics: &Metrics, ledger: &LedgerFigur
         out.sample(&[("state", figures.state)], figures.oldest.as_secs_f64());
     }
     out.family(
+        Kind::Gauge,
+        "tikigate_ledger_quarantined",
+        "Whether routes that hold are in quarantine, since the ledger may have lost records.",
+    );
+    out.sample(&[], u64::from(ledger.quarantined));
+    out.family(
+        Kind::Counter,
+        "tikigate_ledger_alarms_total",
+        "Successes that came in for attempts which count as not applied: money may have moved twice.",
+    );
+    out.sample(&[], metrics.sum(|shard| shard.alarms.read(0)));
+    out.family(
         Kind::Histogram,
         "tikigate_ledger_commit_duration_seconds",
         "Durable commits of the ledger.",

@@ -27,6 +27,7 @@ fn ledger() -> LedgerFigures {
     };
     LedgerFigures {
         outbox: None,
+        quarantined: true,
         addresses: vec![address(BreakerState::HalfOpen)],
         states: vec![state("done", 7, 1_500), state("unknown", 0, 0)],
     }
@@ -71,6 +72,8 @@ fn a_scrape_sums_the_workers() {
     second.suspicion(refund, Suspicion::DuplicateMarked);
     first.suspicion(refund, Suspicion::DuplicateHeld);
     first.suspicion(refund, Suspicion::DuplicateHeld);
+    first.alarm();
+    second.alarm();
     second.signature_match(1);
     first.signature_age(-3.0);
     second.signature_age(70.0);
@@ -105,6 +108,8 @@ fn a_scrape_sums_the_workers() {
         "tikigate_signature_age_seconds_sum 67",
         "tikigate_ledger_records{state=\"done\"} 7",
         "tikigate_ledger_oldest_seconds{state=\"done\"} 1.5",
+        "tikigate_ledger_quarantined 1",
+        "tikigate_ledger_alarms_total 2",
     ] {
         assert_line(&text, line);
     }
@@ -143,6 +148,7 @@ fn gauges_show_what_was_set() {
     assert_line(&text, "tikigate_signatures_remembered 7");
     assert_line(&text, "tikigate_limited_addresses 8");
     assert_line(&text, "tikigate_config_last_reload_successful 1");
+    assert_line(&text, "tikigate_ledger_quarantined 0");
     assert_line(
         &text,
         "tikigate_ledger_commit_duration_seconds_bucket{le=\"0.00025\"} 0",

@@ -22,6 +22,7 @@ mod hostile;
 mod image;
 mod kubernetes;
 mod life;
+mod monitoring;
 mod outbound;
 mod outcomes;
 mod passing;

@@ -15,7 +15,7 @@ mod forgetful;
 mod journal;
 pub(crate) mod killing;
 mod order;
-mod person;
+pub(crate) mod person;
 mod power;
 mod replicas;
 mod tiki;

@@ -132,6 +132,12 @@ async fn a_late_answer_after_a_newer_attempt_is_an_alarm() {
     scene.send_again().await;
     scene.paused.go_on();
     scene.wait_for_its_word("alarm:success").await;
+    let metrics = scene.paused.ask("GET", "/metrics", None).await;
+    let alarms = metrics
+        .text()
+        .lines()
+        .find(|line| line.starts_with("tikigate_ledger_alarms_total"));
+    assert_eq!(alarms, Some("tikigate_ledger_alarms_total 1"));
     // Money moved twice, by the person's word; the final answer stays what it was.
     assert_eq!(scene.attempts_sent(), ["1", "2"]);
     let record = scene.other.record("r-1").await.unwrap();
