@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 use crate::config::Client;
 use crate::metrics::Suspicion;
 use crate::net::{AddressText, Arrived, ClientAddress};
-use crate::traces::SpanContext;
+use crate::traces::{SpanContext, Tracer};
 
 use super::refusal::Refusal;
 use super::route::RoutePlan;
 use super::signatures::SignatureKey;
-use super::traced::CallSpans;
 
 /// A request with what is known of it.
 #[derive(Debug)]
@@ -101,6 +100,24 @@ impl Facts {
     pub(super) fn traced_as(&self) -> Option<TraceParent> {
         let own = self.spans.map(|spans| TraceParent::of(&spans.server));
         own.or(self.trace)
+    }
+}
+
+/// The spans of a sampled call.
+#[derive(Clone, Copy, Debug)]
+pub struct CallSpans {
+    /// The gate's own.
+    pub(super) server: SpanContext,
+    /// Of the call to the backend, if there is one.
+    pub(super) client: SpanContext,
+}
+
+impl CallSpans {
+    /// Of a call with this `traceparent`; none: it is not sampled.
+    pub(super) fn begin(tracer: &Tracer, parent: Option<&[u8; 55]>) -> Option<Self> {
+        let server = tracer.begin(parent)?;
+        let client = tracer.child(&server);
+        Some(Self { server, client })
     }
 }
 

@@ -17,9 +17,9 @@ use crate::net::Arrived;
 use crate::telemetry::AccessLine;
 
 use super::Gate;
-use super::call::{Call, Facts, TraceParent};
+use super::call::{Call, CallSpans, Facts, TraceParent};
 use super::refusal::Refusal;
-use super::traced::{CallSpans, Ended, finish_call};
+use super::traced::{Ended, finish_call};
 
 /// What the log says of a call whose caller went away before it was answered.
 const CLIENT_GONE: u16 = 499;

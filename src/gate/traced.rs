@@ -5,28 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use http::Method;
 
-use crate::traces::{Side, Span, SpanContext, Tracer, Value};
+use crate::traces::{Side, Span, Tracer, Value};
 
-use super::call::Facts;
+use super::call::{CallSpans, Facts};
 use super::route::RoutePlan;
-
-/// The spans of a sampled call.
-#[derive(Clone, Copy, Debug)]
-pub struct CallSpans {
-    /// The gate's own.
-    pub(super) server: SpanContext,
-    /// Of the call to the backend, if there is one.
-    pub(super) client: SpanContext,
-}
-
-impl CallSpans {
-    /// Of a call with this `traceparent`; none: it is not sampled.
-    pub(super) fn begin(tracer: &Tracer, parent: Option<&[u8; 55]>) -> Option<Self> {
-        let server = tracer.begin(parent)?;
-        let client = tracer.child(&server);
-        Some(Self { server, client })
-    }
-}
 
 /// How a call ended, as far as the facts don't say.
 pub(super) struct Ended {

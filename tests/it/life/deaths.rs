@@ -204,6 +204,16 @@ fn carry_out(death: Death, mut gate: GateProcess, backend: &Backend) {
     }
 }
 
+async fn ensure_running(backend: &Arc<Backend>) {
+    let backend = Arc::clone(backend);
+    let starting = tokio::task::spawn_blocking(move || {
+        if backend.process.lock().unwrap().is_none() {
+            backend.start();
+        }
+    });
+    starting.await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_dies_first_each_refund_is_paid_at_most_once_and_answered_as_it_was() {
     let seed = random::seed("pods");
@@ -235,14 +245,7 @@ async fn whoever_dies_first_each_refund_is_paid_at_most_once_and_answered_as_it_
     };
     for pod in 0..pods() * DEATHS.len() as u64 {
         let death = DEATHS[(pod % DEATHS.len() as u64) as usize];
-        let again = Arc::clone(&backend);
-        tokio::task::spawn_blocking(move || {
-            if again.process.lock().unwrap().is_none() {
-                again.start();
-            }
-        })
-        .await
-        .unwrap();
+        ensure_running(&backend).await;
         let gate = start().await.unwrap();
         let address = ListenAddress::Tcp(gate.address());
         let over = Arc::new(AtomicBool::new(false));
@@ -285,14 +288,7 @@ async fn whoever_dies_first_each_refund_is_paid_at_most_once_and_answered_as_it_
     }
 
     // The last pod: Tiki asks again for everything that it has no final answer to.
-    let again = Arc::clone(&backend);
-    tokio::task::spawn_blocking(move || {
-        if again.process.lock().unwrap().is_none() {
-            again.start();
-        }
-    })
-    .await
-    .unwrap();
+    ensure_running(&backend).await;
     let gate = start().await.unwrap();
     let address = ListenAddress::Tcp(gate.address());
     let keys: Vec<(String, u16)> = told.lock().unwrap().clone().into_iter().collect();
