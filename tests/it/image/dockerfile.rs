@@ -102,7 +102,7 @@ fn labels_are_the_crate_s_own() {
 fn it_is_built_by_the_scripts_with_the_stated_rust() {
     let text = dockerfile();
     let minimum = env!("CARGO_PKG_RUST_VERSION");
-    let pinned = format!("ARG RUST_IMAGE=docker.io/library/rust:{minimum}.");
+    let pinned = format!("ARG RUST_IMAGE=rust:{minimum}.");
     assert!(text.contains(&pinned), "{pinned} is missing");
     let stages = stages(&text);
     let runs = all(&stages[0], "RUN").join("\n");
