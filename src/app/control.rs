@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +26,8 @@ pub(super) struct Control {
     pub(super) gate: Current,
     pub(super) life: Arc<Life>,
     pub(super) calls: Calls,
+    /// Connections that were let in have so long before calls are refused in a drain.
+    pub(super) let_in: Duration,
     pub(super) configuration: Arc<Status>,
     pub(super) clock: Clock,
     pub(super) ledger: Arc<dyn Ledger>,
@@ -75,6 +78,7 @@ impl Control {
             DrainTimes {
                 delay: server.drain_delay,
                 within: server.drain_within,
+                let_in: control.let_in,
             }
         };
         let connections = || {

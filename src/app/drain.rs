@@ -18,6 +18,8 @@ pub(super) struct DrainTimes {
     pub(super) delay: Duration,
     /// For what runs then.
     pub(super) within: Duration,
+    /// Between the last new connection and the first call that is refused.
+    pub(super) let_in: Duration,
 }
 
 /// The signals between a gate's threads.
@@ -100,7 +102,11 @@ impl Life {
     ) {
         self.draining.cancelled().await;
         let started = tokio::time::Instant::now();
-        let DrainTimes { delay, within } = times();
+        let DrainTimes {
+            delay,
+            within,
+            let_in,
+        } = times();
         tracing::info!("draining: unready");
         self.unless_hurried(tokio::time::sleep(delay)).await;
 
@@ -109,8 +115,9 @@ impl Life {
             tikigate.connections = connections(),
             "draining: no new connections, finishing what runs"
         );
-        calls.refuse_new();
         self.closing.cancel();
+        self.unless_hurried(tokio::time::sleep(let_in)).await;
+        calls.refuse_new();
         let finished = async {
             let deadline = started + delay + within;
             tokio::time::timeout_at(deadline, all_done(calls, &connections))

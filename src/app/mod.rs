@@ -25,6 +25,7 @@ pub mod upkeep;
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -38,7 +39,7 @@ use crate::net::ListenAddress;
 use crate::outbound::CallerToken;
 use crate::server::{self, BindError};
 use crate::telemetry::{self, LogHandle};
-use crate::traces;
+use crate::traces::Exporter;
 
 use control::Control;
 use drain::Life;
@@ -50,6 +51,9 @@ use reload::Reloader;
 pub use crate::server::{PassedError, PassedSockets};
 pub use reload::Source;
 
+/// How long connections are let finish their heads in a drain where callers would otherwise wait.
+const LET_IN: Duration = Duration::from_millis(50);
+
 /// A running gate.
 pub struct App {
     address: ListenAddress,
@@ -60,6 +64,8 @@ pub struct App {
     ledger: Arc<dyn Ledger>,
     reload: Arc<Notify>,
     threads: Vec<JoinHandle<()>>,
+    /// Spans may take a moment longer than calls.
+    exporting: Option<JoinHandle<()>>,
 }
 
 /// Why a gate could not start.
@@ -121,6 +127,15 @@ impl App {
         ledger::define_namespaces(&settings, ledger.as_ref())?;
         let tokens = admin::token::ensure_token(&settings.ledger.directory, &settings.admin.tokens)
             .map_err(StartError::Token)?;
+        let outbound_listen = settings.outbound.as_ref().map(|outbound| &outbound.listen);
+        let listens = [&settings.server.listen, &settings.admin.listen];
+        passed.all_are_for(&[&listens[..], outbound_listen.as_slice()].concat())?;
+        // In a socket that stays open the next gate takes what this one refuses to; what it has let in
+        // already gets a moment to say what it wants.
+        let let_in = match passed.is_empty() {
+            true => Duration::ZERO,
+            false => LET_IN,
+        };
         let listeners = passed.take_or_bind(&settings.server.listen, workers)?;
         let admin_listener = passed
             .take_or_bind(&settings.admin.listen, 1)?
@@ -156,7 +171,6 @@ impl App {
             Arc::clone(&counted),
             &mut passed,
         )?;
-        passed.all_taken()?;
         let outbound_handle = outbound.as_ref().map(Outbound::handle);
         server::provide_descriptors(descriptors(&settings));
         let policy = server::Policy::from(&settings.server).current();
@@ -186,6 +200,16 @@ impl App {
             })
             .collect::<Result<_, StartError>>()?;
 
+        let exporter = match (spans, &settings.tracing) {
+            (Some((finished, counts)), Some(tracing)) => {
+                let instance = format!("{:016x}", owner.0);
+                let version = env!("CARGO_PKG_VERSION");
+                let exporter = Exporter::new(tracing, version, instance, finished, counts);
+                Some(exporter.map_err(|error| StartError::Settings(error.to_string()))?)
+            }
+            _ => None,
+        };
+
         let mut threads = Vec::with_capacity(workers + 3);
         for (gate, listener) in gates.iter().zip(listeners) {
             let number = threads.len();
@@ -201,20 +225,6 @@ impl App {
         }
         if let (Some(outbound), Some(handle)) = (outbound, outbound_handle.clone()) {
             threads.push(spawn("outbound".to_owned(), outbound.run(handle))?);
-        }
-        if let (Some((finished, counts)), Some(tracing)) = (spans, &settings.tracing) {
-            let exporter = traces::Exporter::new(
-                tracing,
-                env!("CARGO_PKG_VERSION"),
-                format!("{:016x}", owner.0),
-                finished,
-                counts,
-            )
-            .map_err(|error| StartError::Settings(error.to_string()))?;
-            threads.push(spawn(
-                "traces".to_owned(),
-                exporter.run(life.no_more_spans()),
-            )?);
         }
         let listeners = Listeners {
             server: policy,
@@ -255,6 +265,7 @@ impl App {
             clock,
             life: Arc::clone(&life),
             calls: common.calls().clone(),
+            let_in,
             ledger: Arc::clone(&ledger),
             metrics,
             connections,
@@ -268,6 +279,13 @@ impl App {
         };
         let running = control.run(admin_listener, admin_settings);
         threads.push(spawn("control".to_owned(), running)?);
+        let exporting = match exporter {
+            None => None,
+            Some(exporter) => Some(spawn(
+                "traces".to_owned(),
+                exporter.run(life.no_more_spans()),
+            )?),
+        };
         life.serving();
         Ok(Self {
             address,
@@ -278,6 +296,7 @@ impl App {
             ledger,
             reload: asked,
             threads,
+            exporting,
         })
     }
 
@@ -332,6 +351,9 @@ impl App {
             let _ = thread.join();
         }
         ledger::close(self.ledger.as_ref());
+        if let Some(exporting) = self.exporting {
+            let _ = exporting.join();
+        }
     }
 }
 

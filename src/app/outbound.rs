@@ -80,9 +80,10 @@ impl Outbound {
             .ok_or_else(|| StartError::Settings("outbound.listen gave no listener".to_owned()))?;
         let most = outbound.max_in_flight.saturating_mul(CONNECTIONS);
         Ok(Some(Self {
-            // The token is kept where it can be replaced.
+            // The token and the certificate are kept where they can be replaced.
             settings: Arc::new(config::Outbound {
                 token: None,
+                tls: None,
                 ..config::Outbound::clone(outbound)
             }),
             accounts: accounts.clone(),

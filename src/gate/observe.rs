@@ -175,8 +175,8 @@ impl Report {
         let now = self.gate.common.clock.now();
         if let (Some(tracer), Some(spans)) = (&self.gate.common.tracer, facts.spans) {
             let ended = Ended {
-                method: self.method.clone(),
-                path: path.map(str::to_owned),
+                method: &self.method,
+                path,
                 status,
                 at: now,
                 took,

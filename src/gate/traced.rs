@@ -1,6 +1,5 @@
 //! What spans say of a call: of its way through the gate, and of the backend's part in it.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::Method;
@@ -10,23 +9,27 @@ use crate::traces::{Side, Span, Tracer, Value};
 use super::call::{CallSpans, Facts};
 use super::route::RoutePlan;
 
+/// Bytes of a path at most.
+const PATH_LIMIT: usize = 256;
+
 /// How a call ended, as far as the facts don't say.
-pub(super) struct Ended {
-    pub(super) method: Method,
+pub(super) struct Ended<'a> {
+    pub(super) method: &'a Method,
     /// Only where no route fits.
-    pub(super) path: Option<String>,
+    pub(super) path: Option<&'a str>,
     pub(super) status: u16,
     pub(super) at: SystemTime,
     pub(super) took: Duration,
 }
 
 /// Reports the gate's own span.
-pub(super) fn finish_call(tracer: &Tracer, spans: CallSpans, facts: &Arc<Facts>, ended: Ended) {
-    let facts = Arc::clone(facts);
-    tracer.finish(move || call_span(spans, &facts, ended));
+pub(super) fn finish_call(tracer: &Tracer, spans: CallSpans, facts: &Facts, ended: Ended<'_>) {
+    tracer.finish(facts.client.get().is_some(), || {
+        call_span(spans, facts, ended)
+    });
 }
 
-fn call_span(spans: CallSpans, facts: &Facts, ended: Ended) -> Span {
+fn call_span(spans: CallSpans, facts: &Facts, ended: Ended<'_>) -> Span {
     let Ended {
         method,
         path,
@@ -38,12 +41,17 @@ fn call_span(spans: CallSpans, facts: &Facts, ended: Ended) -> Span {
     let refusal = facts.refusal.get();
     let mut attributes = common_attributes(facts);
     let mut add = |key, value: Option<Value>| attributes.extend(value.map(|value| (key, value)));
-    add("http.request.method", Some(method.as_str().into()));
+    // A method is any word that a caller likes, a path any bytes: neither becomes a name, nor is kept whole.
+    let method = match is_usual(method) {
+        true => method.as_str(),
+        false => "_OTHER",
+    };
+    add("http.request.method", Some(method.into()));
     add(
         "http.route",
         route.map(|plan| plan.route.name.as_str().into()),
     );
-    add("url.path", path.as_deref().map(Value::from));
+    add("url.path", path.map(|path| Value::from(cut(path))));
     add("http.response.status_code", Some(status.into()));
     add("client.address", Some(facts.address_text.as_str().into()));
     let body = facts
@@ -61,7 +69,8 @@ fn call_span(spans: CallSpans, facts: &Facts, ended: Ended) -> Span {
     );
     let name = match route {
         Some(plan) => format!("{method} {}", plan.route.path),
-        None => method.to_string(),
+        None if method == "_OTHER" => "HTTP".to_owned(),
+        None => method.to_owned(),
     };
     Span {
         context: spans.server,
@@ -73,6 +82,27 @@ fn call_span(spans: CallSpans, facts: &Facts, ended: Ended) -> Span {
         // Conventions for HTTP servers: a refused caller's fault is not the server's.
         error: (status >= 500).then(|| refusal.map_or("", |refusal| refusal.code()).to_owned()),
     }
+}
+
+/// The methods of RFC 9110 and RFC 5789, which conventions let through by name.
+fn is_usual(method: &Method) -> bool {
+    [
+        Method::GET,
+        Method::HEAD,
+        Method::POST,
+        Method::PUT,
+        Method::DELETE,
+        Method::CONNECT,
+        Method::OPTIONS,
+        Method::TRACE,
+        Method::PATCH,
+    ]
+    .contains(method)
+}
+
+/// A path as far as somebody wants to read it.
+fn cut(path: &str) -> &str {
+    &path[..path.floor_char_boundary(PATH_LIMIT)]
 }
 
 /// How the call to the backend ended.
@@ -88,12 +118,11 @@ pub(super) struct BackendEnded {
 pub(super) fn finish_backend(
     tracer: &Tracer,
     spans: CallSpans,
-    facts: &Arc<Facts>,
-    plan: &Arc<RoutePlan>,
+    facts: &Facts,
+    plan: &RoutePlan,
     ended: BackendEnded,
 ) {
-    let (facts, plan) = (Arc::clone(facts), Arc::clone(plan));
-    tracer.finish(move || backend_span(spans, &facts, &plan, ended));
+    tracer.finish(true, || backend_span(spans, facts, plan, ended));
 }
 
 fn backend_span(spans: CallSpans, facts: &Facts, plan: &RoutePlan, ended: BackendEnded) -> Span {

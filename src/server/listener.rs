@@ -49,6 +49,8 @@ pub enum BindError {
 pub struct Listener {
     socket: StdSocket,
     address: ListenAddress,
+    /// Somebody else holds the socket too: what waits in it is not lost when this one is closed.
+    outlived: bool,
 }
 
 #[derive(Debug)]
@@ -80,6 +82,11 @@ impl Listener {
     /// Where it listens; the port is the one that the system chose if 0 was asked for.
     pub fn local_address(&self) -> ListenAddress {
         self.address.clone()
+    }
+
+    /// Whether the socket stays open when this listener is closed.
+    pub(super) fn is_outlived(&self) -> bool {
+        self.outlived
     }
 
     /// Makes it part of the current runtime. The file of a unix socket goes away with the last
@@ -164,6 +171,7 @@ fn bind_tcp(address: SocketAddr, workers: usize) -> io::Result<Vec<Listener>> {
     let listener = |socket: socket2::Socket| Listener {
         socket: StdSocket::Tcp(socket.into()),
         address: ListenAddress::Tcp(address),
+        outlived: false,
     };
     Ok(sockets.into_iter().map(listener).collect())
 }
@@ -181,7 +189,12 @@ fn bind_unix(path: &Path, workers: usize) -> io::Result<Vec<Listener>> {
     let file = Arc::new(SocketFile::of(path)?);
     socket.set_nonblocking(true)?;
     let address = ListenAddress::Unix(path.to_owned());
-    shared(&StdSocket::Unix(socket, Some(file)), &address, workers)
+    shared(
+        &StdSocket::Unix(socket, Some(file)),
+        &address,
+        workers,
+        false,
+    )
 }
 
 /// One socket that all workers accept from.
@@ -189,10 +202,12 @@ pub(super) fn shared(
     socket: &StdSocket,
     address: &ListenAddress,
     workers: usize,
+    outlived: bool,
 ) -> io::Result<Vec<Listener>> {
     let listener = |socket| Listener {
         socket,
         address: address.clone(),
+        outlived,
     };
     (0..workers)
         .map(|_| socket.try_clone().map(listener))

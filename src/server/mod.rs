@@ -106,7 +106,8 @@ impl<S> Service for S where
 /// lets running requests finish (their answers say `Connection: close`), and returns when all
 /// connections have ended. When `abort` is cancelled, what is left is dropped.
 ///
-/// Connections that the system had accepted by then are still taken, up to the cap. At the cap a
+/// Connections that the system had accepted by then are still taken, up to the cap, unless the socket
+/// stays open for another process. At the cap a
 /// worker closes quiet connections of its own to make room (see `room`); where there are none it holds
 /// one more connection in its hand, unserved, and leaves further ones to the system.
 ///
@@ -127,16 +128,18 @@ pub async fn serve<S: Service>(
         closing: Arc::new(Closing::default()),
         room: Room::default(),
     };
+    let outlived = listener.is_outlived();
     match listener.register()? {
-        (Socket::Tcp(socket), _) => run(socket, door, &closing, &abort).await,
+        (Socket::Tcp(socket), _) => run(socket, outlived, door, &closing, &abort).await,
         // The file stays until the socket no longer accepts.
-        (Socket::Unix(socket), _file) => run(socket, door, &closing, &abort).await,
+        (Socket::Unix(socket), _file) => run(socket, outlived, door, &closing, &abort).await,
     }
     Ok(())
 }
 
 async fn run<A: Accept, S: Service>(
     socket: A,
+    outlived: bool,
     mut door: Door<S>,
     closing: &CancellationToken,
     abort: &CancellationToken,
@@ -147,9 +150,12 @@ async fn run<A: Accept, S: Service>(
         () = closing.cancelled() => {}
         () = accept(&socket, &mut door) => {}
     }
-    // The runtime looks at its sockets when tasks yield: what arrived until now is seen below.
-    tokio::task::yield_now().await;
-    accept_waiting(&socket, &mut door).await;
+    // In a socket that somebody else holds open connections wait for the next gate.
+    if !outlived {
+        // The runtime looks at its sockets when tasks yield: what arrived until now is seen below.
+        tokio::task::yield_now().await;
+        accept_waiting(&socket, &mut door).await;
+    }
     drop(socket);
     door.closing.begin();
     // Returning drops the room and thereby what still runs.

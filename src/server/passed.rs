@@ -35,7 +35,8 @@ pub enum PassedError {
     /// No listener is configured for it.
     #[error(
         "systemd passes a socket on {0}, where no listener of the configuration is: set `server.listen`, \
-         `admin.listen` or `outbound.listen` to this address, or take the socket's line (ListenStream=) away"
+         `admin.listen` or `outbound.listen` to exactly this address, or the socket's line (ListenStream=) to \
+         theirs: a port alone, such as ListenStream=8080, is [::]:8080"
     )]
     Unwanted(ListenAddress),
 }
@@ -66,15 +67,25 @@ impl PassedSockets {
             return bind(address, workers);
         };
         let (_, socket) = self.0.swap_remove(place);
-        shared(&socket, address, workers.max(1)).map_err(|error| failed(address, error))
+        shared(&socket, address, workers.max(1), true).map_err(|error| failed(address, error))
     }
 
-    /// Checks that each was taken: on one that nobody reads, calls would wait for ever.
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Checks that each is for one of these listeners: in one that nobody reads, calls would wait for
+    /// ever.
     ///
     /// # Errors
-    /// One is left.
-    pub fn all_taken(&self) -> Result<(), PassedError> {
-        self.0.first().map_or(Ok(()), |(address, _)| {
+    /// One is for none of them.
+    pub fn all_are_for(&self, listeners: &[&ListenAddress]) -> Result<(), PassedError> {
+        let unwanted = self
+            .0
+            .iter()
+            .find(|(address, _)| !listeners.contains(&address));
+        unwanted.map_or(Ok(()), |(address, _)| {
             Err(PassedError::Unwanted(address.clone()))
         })
     }
@@ -83,7 +94,15 @@ impl PassedSockets {
 fn take(passed: &mut ListenFd, index: usize) -> Result<(ListenAddress, StdSocket), PassedError> {
     let number = index + 1;
     let failed = |source| PassedError::NoListener { number, source };
+    let listens = |socket: socket2::SockRef<'_>| match socket.is_listener().map_err(failed)? {
+        true => Ok(()),
+        // `Accept=yes`, for one: a connection instead of what connections come from.
+        false => Err(failed(io::Error::other(
+            "it does not listen (Accept=no is needed)",
+        ))),
+    };
     if let Ok(Some(socket)) = passed.take_tcp_listener(index) {
+        listens((&socket).into())?;
         let address = ListenAddress::Tcp(socket.local_addr().map_err(failed)?);
         socket.set_nonblocking(true).map_err(failed)?;
         return Ok((address, StdSocket::Tcp(socket)));
@@ -92,6 +111,7 @@ fn take(passed: &mut ListenFd, index: usize) -> Result<(ListenAddress, StdSocket
         .take_unix_listener(index)
         .map_err(failed)?
         .ok_or(PassedError::NoAddress { number })?;
+    listens((&socket).into())?;
     let address = socket.local_addr().map_err(failed)?;
     let path = address
         .as_pathname()

@@ -5,6 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// The last byte of a `traceparent`: the caller, or we, sampled it.
 const SAMPLED: u8 = 1;
 
+/// The trace's id was drawn at random (Trace Context, level 2).
+const RANDOM: u8 = 2;
+
 /// A sampled span's place in its trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpanContext {
@@ -16,6 +19,8 @@ pub struct SpanContext {
     pub parent: u64,
     /// The parent is another program's.
     pub parent_is_remote: bool,
+    /// The flags that go on: sampled, and whether the trace's id is random.
+    pub flags: u8,
 }
 
 impl SpanContext {
@@ -24,6 +29,7 @@ impl SpanContext {
         let mut text = *b"00-00000000000000000000000000000000-0000000000000000-01";
         put_hex(&mut text[3..35], self.trace);
         put_hex(&mut text[36..52], self.span.into());
+        put_hex(&mut text[53..55], self.flags.into());
         text
     }
 }
@@ -73,6 +79,7 @@ impl TraceIds {
                 span: self.draw(),
                 parent: hex(&parent[36..52]) as u64,
                 parent_is_remote: true,
+                flags: flags & (SAMPLED | RANDOM),
             });
         }
         let decision = self.draw();
@@ -84,6 +91,7 @@ impl TraceIds {
             span: self.draw(),
             parent: 0,
             parent_is_remote: false,
+            flags: SAMPLED | RANDOM,
         })
     }
 
@@ -93,11 +101,12 @@ impl TraceIds {
             span: self.draw(),
             parent: of.span,
             parent_is_remote: false,
+            flags: of.flags,
         }
     }
 
-    /// A number that is not 0, by SplitMix64 from a start that nobody knows: ids must differ, and
-    /// need not be secret.
+    /// A number that is not 0, by SplitMix64 from a start that differs between processes: ids must
+    /// differ, and need not be secret.
     fn draw(&self) -> u64 {
         const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
         loop {

@@ -1,13 +1,13 @@
 //! The exporting thread's work: batches of spans to the collector.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::HOST;
-use http::{Request, Response};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::{HeaderValue, Request, Response};
 use opentelemetry::trace::{
     SpanContext as OtelContext, SpanId, SpanKind, Status, TraceFlags, TraceId,
 };
@@ -33,7 +33,7 @@ const BATCH: usize = 512;
 const GATHER: Duration = Duration::from_secs(2);
 
 /// At the end, so long is tried to get rid of what waits.
-const LAST_MOMENT: Duration = Duration::from_secs(2);
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// Bytes of the collector's answer at most.
 const ANSWER_LIMIT: usize = 64 << 10;
@@ -50,6 +50,10 @@ pub struct Exporter {
     counts: Arc<SpanCounts>,
     scope: InstrumentationScope,
     failing: bool,
+    /// Spans that are with the collector now.
+    sending: u64,
+    /// Why the last batch did not get there.
+    fault: Arc<Mutex<Option<String>>>,
 }
 
 impl Exporter {
@@ -64,12 +68,13 @@ impl Exporter {
         finished: Finished,
         counts: Arc<SpanCounts>,
     ) -> Result<Self, ExporterError> {
-        // Whatever `OTEL_EXPORTER_*` says, the configuration says it last.
+        let fault = Arc::default();
         let mut to = SpanExporter::builder()
             .with_http()
             .with_http_client(Collector {
                 upstream: Upstream::new(Arc::clone(&tracing.upstream)),
                 timeout: tracing.upstream.answer_within,
+                fault: Arc::clone(&fault),
             })
             .with_protocol(Protocol::HttpBinary)
             .with_retry_policy(RetryPolicy::disabled())
@@ -92,27 +97,33 @@ impl Exporter {
             counts,
             scope: scope.build(),
             failing: false,
+            sending: 0,
+            fault,
         })
     }
 
-    /// Exports until `stop`, and then what waits, for a last moment.
+    /// Exports until `stop`, and then what waits, for a last moment: the gate's end doesn't wait longer.
     pub async fn run(mut self, stop: CancellationToken) {
-        loop {
-            let batch = self.gather(&stop).await;
-            if batch.is_empty() {
-                return;
+        let exporting = async {
+            loop {
+                let batch = self.gather(&stop).await;
+                if batch.is_empty() {
+                    return;
+                }
+                self.send(batch).await;
             }
-            let spans = batch.len() as u64;
-            let given_up = tokio::select! {
-                biased;
-                () = self.send(batch) => false,
-                () = over(&stop) => true,
-            };
-            if given_up {
-                self.counts.failed.fetch_add(spans, Ordering::Relaxed);
-                return;
-            }
+        };
+        let over = async {
+            stop.cancelled().await;
+            tokio::time::sleep(LAST_MOMENT).await;
+        };
+        tokio::select! {
+            biased;
+            () = exporting => return,
+            () = over => {}
         }
+        let lost = self.sending + self.finished.0.len() as u64;
+        self.counts.failed.fetch_add(lost, Ordering::Relaxed);
     }
 
     /// The next spans; empty only once it is over.
@@ -139,13 +150,16 @@ impl Exporter {
             }
         }
         told.into_iter()
-            .map(|tell| span_data(tell(), &self.scope))
+            .map(|span| span_data(span, &self.scope))
             .collect()
     }
 
     async fn send(&mut self, batch: Vec<SpanData>) {
         let spans = batch.len() as u64;
-        match self.to.export(batch).await {
+        self.sending = spans;
+        let exported = self.to.export(batch).await;
+        self.sending = 0;
+        match exported {
             Ok(()) => {
                 self.counts.exported.fetch_add(spans, Ordering::Relaxed);
                 if std::mem::take(&mut self.failing) {
@@ -156,17 +170,18 @@ impl Exporter {
                 self.counts.failed.fetch_add(spans, Ordering::Relaxed);
                 // Once: it is counted, and calls don't depend on it.
                 if !std::mem::replace(&mut self.failing, true) {
-                    tracing::warn!(%error, spans, "the collector takes no spans: they are lost");
+                    // The library's own error doesn't say what the network said.
+                    let fault = self
+                        .fault
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .take();
+                    let error = fault.unwrap_or_else(|| error.to_string());
+                    tracing::warn!(error, spans, "the collector takes no spans: they are lost");
                 }
             }
         }
     }
-}
-
-/// A while after the stop: a collector that hangs must not hold up the gate's end.
-async fn over(stop: &CancellationToken) {
-    stop.cancelled().await;
-    tokio::time::sleep(LAST_MOMENT).await;
 }
 
 fn span_data(span: Span, scope: &InstrumentationScope) -> SpanData {
@@ -216,32 +231,50 @@ fn span_data(span: Span, scope: &InstrumentationScope) -> SpanData {
 struct Collector {
     upstream: Upstream,
     timeout: Duration,
+    fault: Arc<Mutex<Option<String>>>,
 }
 
 #[async_trait]
 impl HttpClient for Collector {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let answered = self.exchange(request).await;
+        if let Err(fault) = &answered {
+            let mut last = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+            *last = Some(fault.to_string());
+        }
+        answered
+    }
+}
+
+impl Collector {
+    async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let deadline = Instant::now() + self.timeout;
-        let (mut head, body) = request.into_parts();
-        // The library's URL names no real host.
-        head.uri = match head.uri.path_and_query() {
-            Some(path) => path.clone().into(),
-            None => http::Uri::default(),
-        };
         let settings = self.upstream.settings();
-        head.headers.insert(HOST, settings.host.clone());
+        let mut sent = Request::new(request.body().clone());
+        *sent.method_mut() = request.method().clone();
+        // The library's URL names no real host.
+        if let Some(path) = request.uri().path_and_query() {
+            *sent.uri_mut() = path.clone().into();
+        }
+        // None of the library's headers: it takes them from `OTEL_*` variables, which may hold another
+        // collector's key. The configuration says what goes out.
+        let headers = sent.headers_mut();
+        headers.insert(HOST, settings.host.clone());
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/x-protobuf"),
+        );
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(request.body().len()));
         for (name, secret) in &settings.set_headers {
-            let mut value = http::HeaderValue::from_bytes(secret.expose())?;
+            let mut value = HeaderValue::from_bytes(secret.expose())?;
             value.set_sensitive(true);
-            head.headers.insert(name, value);
+            headers.insert(name, value);
         }
         let reserved = self
             .upstream
             .reserve(ConnectionKind::Fresh, deadline)
             .await?;
-        let answer = reserved
-            .send(Request::from_parts(head, body), deadline, ANSWER_LIMIT)
-            .await?;
+        let answer = reserved.send(sent, deadline, ANSWER_LIMIT).await?;
         let mut response = Response::new(answer.body);
         *response.status_mut() = answer.status;
         Ok(response)

@@ -54,15 +54,43 @@ fn as_many_are_drawn_as_were_asked_for_and_no_id_comes_twice() {
     }
 }
 
+fn span(tracer: &Tracer) -> Span {
+    Span {
+        context: tracer.begin(None).unwrap(),
+        name: "POST /refund".to_owned(),
+        side: Side::Server,
+        start: SystemTime::UNIX_EPOCH,
+        end: SystemTime::UNIX_EPOCH,
+        attributes: Vec::new(),
+        error: None,
+    }
+}
+
 #[test]
 fn a_full_queue_drops_and_counts() {
     let counts = Arc::new(SpanCounts::default());
     let (tracer, finished) = Tracer::new(100, 7, Arc::clone(&counts));
-    for _ in 0..QUEUE + 5 {
-        tracer.finish(|| panic!("nobody asks for it"));
+    for _ in 0..QUEUE {
+        tracer.finish(true, || span(&tracer));
+    }
+    assert_eq!(counts.dropped.load(Ordering::Relaxed), 0);
+    for _ in 0..5 {
+        tracer.finish(true, || panic!("there is no room: nobody asks for it"));
     }
     assert_eq!(counts.dropped.load(Ordering::Relaxed), 5);
     drop(finished);
-    tracer.finish(|| panic!("nobody asks for it"));
+    tracer.finish(true, || panic!("nobody is there"));
     assert_eq!(counts.dropped.load(Ordering::Relaxed), 6);
+}
+
+#[test]
+fn who_has_proved_nothing_fills_half_of_the_queue_at_most() {
+    let counts = Arc::new(SpanCounts::default());
+    let (tracer, finished) = Tracer::new(100, 7, Arc::clone(&counts));
+    for _ in 0..QUEUE {
+        tracer.finish(false, || span(&tracer));
+    }
+    assert_eq!(finished.0.len(), QUEUE / 2);
+    tracer.finish(true, || span(&tracer));
+    assert_eq!(finished.0.len(), QUEUE / 2 + 1);
 }

@@ -23,6 +23,9 @@ pub(super) struct Migrations {
     pub(super) version: i32,
 }
 
+/// How long a step waits for a lock, and so how long a running gate may wait for a step.
+const LOCK_PATIENCE: &str = "300ms";
+
 /// How far the schema is.
 #[derive(Clone, Copy, Debug)]
 struct Schema {
@@ -57,12 +60,17 @@ pub(super) async fn bring_up_to_date(
         None if require_existing => return Err(OpenError::NoLedger),
         _ => {}
     }
-    // A migration takes what time it takes, and waits for the one that somebody else began.
+    // A migration takes what time it takes, and the one that somebody else began is waited for.
     let begin = format!(
         "begin; set local statement_timeout = 0; set local lock_timeout = 0;
          select pg_advisory_xact_lock({MIGRATION_LOCK})"
     );
     session.client.batch_execute(&begin).await?;
+    // From here on the steps ask for locks on tables that running gates use. Behind a request that waits
+    // (for a dump, for somebody's open transaction) all of them would wait too: so it is given up soon,
+    // and tried again by whoever opens.
+    let impatient = format!("set local lock_timeout = '{LOCK_PATIENCE}'");
+    session.client.batch_execute(&impatient).await?;
     let there = found(session).await?;
     if let Some(schema) = there
         && usable(schema)?

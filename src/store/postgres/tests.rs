@@ -122,20 +122,21 @@ const EARLIER: Migrations = Migrations {
     version: 1,
 };
 
+/// A ledger as the earlier one made it, before there was a column for the revision.
+fn as_earlier() -> String {
+    format!(
+        "set role gate; {}; reset role; insert into tikigate.ledger (schema_version, system_identifier, timeline)
+         select 1, system_identifier::text, timeline_id from pg_control_system(), pg_control_checkpoint()",
+        EARLIER.steps[0]
+    )
+}
+
 /// In a rolling update: gates that don't know a revision go on, and new ones of them may start.
 #[test]
 fn what_a_newer_gate_added_is_nothing_to_an_older_one() {
     let (name, settings) = database();
     let revision = || Server::shared().query(&name, "select revision from tikigate.ledger");
-    // Before there was a column for it.
-    Server::shared().query(
-        &name,
-        &format!(
-            "set role gate; {}; insert into tikigate.ledger (schema_version, system_identifier, timeline)
-             select 1, system_identifier::text, timeline_id from pg_control_system(), pg_control_checkpoint()",
-            EARLIER.steps[0]
-        ),
-    );
+    Server::shared().query(&name, &as_earlier());
     let store = Store::open(&settings).unwrap();
     assert_eq!((store.trouble(), revision().as_str()), (None, "2"));
     let newer = Store::open_knowing(later(1), &settings).unwrap();
@@ -143,6 +144,63 @@ fn what_a_newer_gate_added_is_nothing_to_an_older_one() {
     for _ in 0..2 {
         let older = Store::open(&settings).unwrap();
         assert_eq!((older.trouble(), revision().as_str()), (None, "3"));
+    }
+}
+
+/// Somebody reads the ledger for a while (a dump, an open transaction) when a newer gate wants to change its
+/// tables: gates that run don't wait behind it.
+#[tokio::test]
+async fn a_migration_that_has_to_wait_holds_no_running_gate_up() {
+    let (name, settings) = database();
+    Server::shared().query(&name, &as_earlier());
+    let running = Store::open_knowing(EARLIER, &settings).unwrap();
+    let reading = format!("reader_{name}");
+    let reader = std::thread::spawn({
+        let (name, reading) = (name.clone(), reading.clone());
+        move || {
+            let read = format!(
+                "set application_name = '{reading}'; begin; select count(*) from tikigate.ledger; select pg_sleep(3); commit"
+            );
+            Server::shared().query(&name, &read);
+        }
+    });
+    let sleeps = format!(
+        "select count(*) from pg_stat_activity where application_name = '{reading}' and wait_event = 'PgSleep'"
+    );
+    while Server::shared().query(&name, &sleeps) != "1" {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let newer = tokio::task::spawn_blocking(move || Store::open(&settings).unwrap());
+    let mut slowest = Duration::ZERO;
+    while !reader.is_finished() {
+        let began = std::time::Instant::now();
+        asked(
+            &running,
+            "select coalesce(quarantine, '') from tikigate.ledger",
+        )
+        .await
+        .unwrap();
+        slowest = slowest.max(began.elapsed());
+    }
+    reader.join().unwrap();
+    assert!(slowest < Duration::from_millis(1500), "{slowest:?}");
+    // Then it comes to it.
+    let newer = newer.await.unwrap();
+    let revision = || {
+        Server::shared().query(
+            &name,
+            "select to_jsonb(l) ->> 'revision' from tikigate.ledger l",
+        )
+    };
+    let began = std::time::Instant::now();
+    while (newer.trouble(), revision().as_str()) != (None, "2") {
+        assert!(
+            began.elapsed() < PATIENCE,
+            "{:?} {}",
+            newer.trouble(),
+            revision()
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

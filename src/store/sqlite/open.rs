@@ -263,7 +263,7 @@ pub(super) fn connect(options: &Options, log: Log) -> Result<(Connection, Meta),
     }
     set_up(&connection).map_err(sql)?;
     assert_durable(&connection, path)?;
-    schema::migrate(&mut connection, found.revision).map_err(sql)?;
+    schema::migrate(&mut connection, found.revision, &options.new_id).map_err(sql)?;
     let meta = match Meta::load(&connection).map_err(sql)? {
         Some(meta) => meta,
         None => {

@@ -5,6 +5,8 @@
 
 use rusqlite::Connection;
 
+use super::meta::Meta;
+
 /// Says "a tikigate ledger" in the file's header.
 pub const APPLICATION_ID: i32 = 0x746b_6c67;
 
@@ -262,7 +264,11 @@ CREATE VIEW notices AS SELECT
 ///
 /// # Errors
 /// SQLite's; the file is then as it was.
-pub(super) fn migrate(connection: &mut Connection, from: i32) -> rusqlite::Result<()> {
+pub(super) fn migrate(
+    connection: &mut Connection,
+    from: i32,
+    id_of_new: &str,
+) -> rusqlite::Result<()> {
     let done = usize::try_from(from).unwrap_or_default();
     if done >= MIGRATIONS.len() {
         return Ok(());
@@ -273,8 +279,12 @@ pub(super) fn migrate(connection: &mut Connection, from: i32) -> rusqlite::Resul
     }
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", VERSION)?;
-    // A new file has its row from whoever makes it.
-    transaction.execute("UPDATE meta SET revision = ?1", [REVISION])?;
+    if from == 0 {
+        // With its tables: a file that has them and not this row would tell nobody its revision.
+        Meta::new(id_of_new).insert(&transaction)?;
+    } else {
+        transaction.execute("UPDATE meta SET revision = ?1", [REVISION])?;
+    }
     transaction.commit()?;
     if from > 0 {
         tracing::info!(

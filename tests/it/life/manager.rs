@@ -7,6 +7,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -16,7 +18,8 @@ use crate::commands::{Running, ask, command, get, run, setup, signed};
 use crate::support::backend::{Answer, Backend};
 use crate::support::gate::{refund, usual};
 use crate::support::gate_process::{GateProcess, Setup};
-use crate::support::raw::{RawClient, exchange};
+use crate::support::in_time;
+use crate::support::raw::{RawClient, exchange, exchange_if_there};
 
 /// Nobody is called in some of these tests.
 const NOBODY: &str = "http://127.0.0.1:9";
@@ -107,9 +110,9 @@ fn a_gate_that_cannot_start_never_says_that_it_is_ready() {
     assert!(manager.hears_nothing());
 }
 
-/// A loopback address that nobody listens on.
+/// An address that nobody listens on: no other test uses this one of the loopback's.
 fn free_address() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = std::net::TcpListener::bind("127.0.6.6:0").unwrap();
     listener.local_addr().unwrap()
 }
 
@@ -141,7 +144,7 @@ async fn connect(address: &ListenAddress) -> RawClient {
     let ListenAddress::Tcp(tcp) = address else {
         panic!("a TCP address");
     };
-    crate::support::in_time("a listener", async {
+    in_time("a listener", async {
         while tokio::net::TcpStream::connect(tcp).await.is_err() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -202,6 +205,64 @@ async fn calls_wait_in_the_socket_while_the_gate_is_started_anew() {
     assert_eq!(backend.requests().len(), 3);
 }
 
+/// Callers that come all the time, each on a connection of its own, while gates come and go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarts_behind_a_held_socket_refuse_nobody() {
+    let backend = Backend::start(|_| Answer::success().into()).await;
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = held.local_addr().unwrap();
+    let setup =
+        setup(&usual(&backend.url())).environment("TIKIGATE__SERVER__LISTEN", &address.to_string());
+    let over = Arc::new(AtomicBool::new(false));
+    let answered = Arc::new(AtomicUsize::new(0));
+    let mut callers = tokio::task::JoinSet::new();
+    for place in 0..4 {
+        let (over, answered) = (Arc::clone(&over), Arc::clone(&answered));
+        callers.spawn(async move {
+            let server = ListenAddress::Tcp(address);
+            for number in 0.. {
+                if over.load(Ordering::SeqCst) {
+                    return;
+                }
+                let call = signed("/tiki/refund", &refund(&format!("r-{place}-{number}"), "1"));
+                // A connection that the gate has taken and not read when it ends is closed: once more.
+                let within = Duration::from_secs(20);
+                if let Some(answer) = exchange_if_there(&server, call.to_bytes(), within).await {
+                    assert_eq!(answer.status, 200, "{}", answer.text());
+                    answered.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        });
+    }
+    for life in 0..6 {
+        let log = setup.directory().join("output");
+        let mut gate = Running::start_as_it_is(&mut holding(&held, &setup, &log), log);
+        let enough = answered.load(Ordering::SeqCst) + 100;
+        in_time("calls through this gate", async {
+            while answered.load(Ordering::SeqCst) < enough {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await;
+        assert_eq!(
+            gate.terminate().code(),
+            Some(0),
+            "{life}: {}",
+            gate.output()
+        );
+    }
+    over.store(true, Ordering::SeqCst);
+    // Nobody will answer those that wait.
+    drop(held);
+    callers.abort_all();
+    while let Some(ended) = callers.join_next().await {
+        assert!(
+            !ended.is_err_and(|error| error.is_panic()),
+            "a call was refused"
+        );
+    }
+}
+
 /// `tikigate serve` with this socket as its first passed one.
 fn holding(socket: &std::net::TcpListener, setup: &Setup, log: &Path) -> Command {
     let serve = command(setup, &["serve"]);
@@ -251,6 +312,21 @@ fn a_socket_that_no_listener_asks_for_is_refused_by_its_address() {
     for words in [sentence.as_str(), "server.listen"] {
         assert!(told.contains(words), "{told}");
     }
+}
+
+/// `ListenStream=8080` is `[::]:8080`: the likeliest mistake.
+#[test]
+fn a_socket_on_a_like_address_is_told_from_another_process() {
+    let held = std::net::TcpListener::bind("[::]:0").unwrap();
+    let port = held.local_addr().unwrap().port();
+    let setup =
+        setup(&usual(NOBODY)).environment("TIKIGATE__SERVER__LISTEN", &format!("0.0.0.0:{port}"));
+    let log = setup.directory().join("output");
+    let told = refusal(&mut holding(&held, &setup, &log), &setup);
+    assert!(
+        told.contains(&format!("systemd passes a socket on [::]:{port}")),
+        "{told}"
+    );
 }
 
 #[test]

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::commands::{post, setup};
+use crate::commands::{NOBODY, post, serve_as_nobody, setup};
 use crate::support::backend::{Answer, Backend};
 use crate::support::gate::{refund, usual};
 use crate::support::gate_process::GateProcess;
@@ -156,10 +157,24 @@ async fn a_whole_life_needs_no_system_call_that_the_unit_forbids() {
     }
 
     let backend = Backend::start(|_| Answer::success().into()).await;
-    let setup = std::sync::Arc::new(setup(&usual(&backend.url())));
+    // With all that lives in a unit: the ledger's file, and spans that go out.
+    let toml = usual(&backend.url()).replace(
+        "store = \"memory\"\nallow_volatile = true",
+        "path = \"tikigate.db\"",
+    ) + "[tracing]\nendpoint = \"http://127.0.0.1:9\"\nsample_percent = 100\n";
+    assert!(toml.contains("tikigate.db"));
+    let setup = std::sync::Arc::new(setup(&toml));
     let trace = setup.directory().join("trace");
-    let serve = setup.command("serve");
+    // As the unit's user: SQLite does more where it is root.
+    let is_root = rustix::process::getuid().is_root();
+    let serve = match is_root {
+        true => serve_as_nobody(&setup),
+        false => setup.command("serve"),
+    };
     let mut strace = Command::new("strace");
+    if is_root {
+        strace.uid(NOBODY).gid(NOBODY);
+    }
     strace
         // The tracer stands aside, so that signals go to the gate.
         .args(["-D", "-f", "-qq", "-o"])

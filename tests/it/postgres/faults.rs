@@ -10,10 +10,15 @@ use super::*;
 async fn without_its_server_nothing_is_sent_and_all_is_well_when_it_is_back() {
     let server = OwnServer::start().await;
     let url = server.url().await;
-    server.with(|server| server.end("INT")).await;
     let backend = generous().await;
-    // It starts all the same, and stays in the load balancer: every gate has the same server.
     let gate = Gate::start(&url, &backend.url()).await;
+    server.with(|server| server.end("INT")).await;
+    until("the loss to be noticed", async || {
+        let ready = gate.ask("GET", "/readyz", None).await;
+        ready.text().contains("the database").then_some(())
+    })
+    .await;
+    // It stays in the load balancer: every gate has the same server.
     let began = std::time::Instant::now();
     assert_unavailable(&gate.send(&refund_call("r-1")).await);
     assert!(began.elapsed() < Duration::from_secs(1), "it fails at once");
