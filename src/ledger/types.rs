@@ -483,8 +483,7 @@ pub enum Verdict {
 pub struct Trouble {
     /// One short sentence, with what to do where a person has to do something.
     pub text: String,
-    /// The store is this process's own, or could never be used by it, so that another replica may well
-    /// take calls: unready.
+    /// The store is this process's own, so that another replica may well take calls: unready.
     /// Otherwise leaving the load balancer helps nobody.
     pub own: bool,
 }

@@ -260,10 +260,8 @@ impl Ledger for PostgresLedger {
                     "keys that the ledger doesn't know are held: {cause}"
                 ))
             })?;
-        // Every replica has the same database. One that could never use it is another matter: it is still
-        // starting, and a rollout must not replace gates that can by it.
-        let own = !inner.lease.was_ever_held();
-        Some(Trouble { text, own })
+        // Every replica has the same database.
+        Some(Trouble { text, own: false })
     }
 
     fn observe_commits(&self, observer: CommitObserver) {
