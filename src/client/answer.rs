@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Request, StatusCode};
@@ -139,18 +139,25 @@ impl SendFault {
 /// another task, and a dropped future leaves nothing behind that could still write.
 pub(super) async fn exchange(
     link: &mut Link,
-    request: Request<Full<Bytes>>,
+    request: Box<Request<Bytes>>,
     limit: usize,
 ) -> Result<BackendAnswer, SendFault> {
-    let mut response = pin!(link.sender.send_request(request));
+    let mut response = pin!(link.sender.send_request(request.map(Full::new)));
     let mut begun = false;
     let response = poll_fn(|cx| {
+        // First as if nobody had to be woken: see `quiet`. A request that hasn't gone out has no answer.
+        if begun {
+            link.drive(&mut quiet());
+            if let Poll::Ready(response) = response.as_mut().poll(&mut quiet()) {
+                return Poll::Ready(response);
+            }
+        }
         link.drive(cx);
         if !begun && link.meter.written() > 0 {
             begun = true;
             failpoint::reach("after_first_byte");
         }
-        response.as_mut().poll(cx)
+        response.as_mut().poll(&mut quiet())
     })
     .await
     .map_err(|error| SendFault::of(error, link))?;
@@ -173,6 +180,30 @@ pub(super) async fn exchange(
     })
 }
 
+/// Wakes nobody: for the two ends of a connection that is driven from here. What one hands to the other wakes
+/// the task that is running, which would only be run once more for nothing. Each look at an end comes right
+/// after the connection's turn, and the last turn before waiting is made with the task's own waker.
+fn quiet() -> Context<'static> {
+    Context::from_waker(Waker::noop())
+}
+
+/// The connection's turns between two looks at what it hands over: see [`quiet`].
+#[derive(Clone, Copy)]
+enum Turn {
+    Due,
+    Quiet,
+    Last,
+}
+
+impl Turn {
+    fn next(self) -> Self {
+        match self {
+            Self::Due => Self::Quiet,
+            Self::Quiet | Self::Last => Self::Last,
+        }
+    }
+}
+
 /// A body as far as it is kept. One that came in one piece is not copied.
 struct KeptBody {
     first: Bytes,
@@ -191,21 +222,30 @@ impl KeptBody {
         }
     }
 
-    /// Ready at the end of the body, or once there is no room for more of it.
+    /// Ready at the end of the body, or once there is no room for more of it. The connection has just had a
+    /// turn.
     fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
         link: &mut Link,
         incoming: &mut Incoming,
     ) -> Poll<Result<(), hyper::Error>> {
+        let mut turn = Turn::Due;
         loop {
-            // Before each look: the connection hands over one piece at a time.
-            link.drive(cx);
-            match Pin::new(&mut *incoming).poll_frame(cx) {
-                Poll::Pending => return Poll::Pending,
+            match Pin::new(&mut *incoming).poll_frame(&mut quiet()) {
+                Poll::Pending => {
+                    match turn {
+                        Turn::Due => link.drive(&mut quiet()),
+                        Turn::Quiet => link.drive(cx),
+                        Turn::Last => return Poll::Pending,
+                    }
+                    turn = turn.next();
+                }
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                 Poll::Ready(Some(Ok(frame))) => {
+                    // The connection hands over one piece at a time.
+                    turn = Turn::Due;
                     let Ok(piece) = frame.into_data() else {
                         continue;
                     };

@@ -153,7 +153,8 @@ impl Target {
             Self::Tls(host, trust, name) => {
                 let stream = TcpUnderTls::new(host.connect(deadline).await?);
                 let connecting = TlsConnector::from(trust.client()).connect(name.clone(), stream);
-                let stream = timeout_at(deadline, connecting)
+                // Boxed, so that calls without TLS need not carry the room for it.
+                let stream = Box::pin(timeout_at(deadline, connecting))
                     .await
                     .map_err(|_| ConnectFault::timeout())?
                     .map_err(ConnectFault::tls)?;

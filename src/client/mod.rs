@@ -13,12 +13,12 @@ mod stream;
 
 use std::fmt;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Request;
 use http::header::{CONNECTION, HeaderValue};
-use http_body_util::Full;
 use tokio::time::Instant;
 
 pub use answer::{BackendAnswer, SendFault, SendFaultKind, Sent};
@@ -166,18 +166,18 @@ impl Reserved {
         deadline: Instant,
         answer_limit: usize,
     ) -> Result<BackendAnswer, SendFault> {
-        self.send_noting(request, deadline, deadline, || (), answer_limit)
+        self.send_noting(Box::new(request), deadline, deadline, || (), answer_limit)
             .await
     }
 
     /// The same, but if the answer isn't there by `soon`, `late` is called then and it is waited for
-    /// until `deadline`.
+    /// until `deadline`. The request comes in a box, since it passes through several futures on its way.
     ///
     /// # Errors
     /// As for [`Reserved::send`].
     pub async fn send_noting(
         mut self,
-        request: Request<Bytes>,
+        request: Box<Request<Bytes>>,
         soon: Instant,
         deadline: Instant,
         late: impl FnOnce(),
@@ -233,7 +233,7 @@ pub async fn call(
         deadline,
         late: || (),
     };
-    Ok(send(&mut link, kind, request, patience, answer_limit).await?)
+    Ok(send(&mut link, kind, Box::new(request), patience, answer_limit).await?)
 }
 
 /// Until when an answer is waited for.
@@ -252,7 +252,7 @@ async fn connect(target: &Target, deadline: Instant) -> Result<Box<Link>, Connec
 async fn send(
     link: &mut Link,
     kind: ConnectionKind,
-    mut request: Request<Bytes>,
+    mut request: Box<Request<Bytes>>,
     patience: Patience<impl FnOnce()>,
     answer_limit: usize,
 ) -> Result<BackendAnswer, SendFault> {
@@ -272,8 +272,11 @@ async fn send(
         // ends here without a byte written, which is certain, and not in a lost answer.
         link.is_silent();
     }
-    let exchange = answer::exchange(link, request.map(Full::new), answer_limit);
-    match patiently(exchange, soon, deadline, late).await {
+    let outcome = {
+        let exchange = pin!(answer::exchange(link, request, answer_limit));
+        patiently(exchange, soon, deadline, late).await
+    };
+    match outcome {
         Some(outcome) => outcome,
         None => Err(SendFault::new(SendFaultKind::Timeout, &link.meter)),
     }

@@ -8,13 +8,15 @@ use tokio::time::{Instant, sleep_until};
 
 /// Awaits `future` until `deadline`; none if it took longer. If it has not resolved by `soon`, `late`
 /// is called then, once, and the wait goes on.
+///
+/// The future is pinned by who calls: an async function holds what it is given beside what it pins, twice
+/// the room in every call's memory.
 pub(super) async fn patiently<F: Future>(
-    future: F,
+    mut future: Pin<&mut F>,
     soon: Instant,
     deadline: Instant,
     late: impl FnOnce(),
 ) -> Option<F::Output> {
-    let mut future = pin!(future);
     let mut timer = pin!(sleep_until(soon.min(deadline)));
     let mut late = Some(late).filter(|_| soon < deadline);
     poll_fn(move |cx| {
@@ -48,17 +50,29 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let told = Cell::new(None);
         let tell = || told.set(Some(start.elapsed().as_secs()));
-        let in_seconds = |seconds| sleep(Duration::from_secs(seconds));
-        assert_eq!(patiently(in_seconds(2), at(3), at(9), tell).await, Some(()));
+        let in_seconds = |seconds| Box::pin(sleep(Duration::from_secs(seconds)));
+        assert_eq!(
+            patiently(in_seconds(2).as_mut(), at(3), at(9), tell).await,
+            Some(())
+        );
         assert_eq!(told.get(), None);
-        assert_eq!(patiently(in_seconds(3), at(4), at(9), tell).await, Some(()));
+        assert_eq!(
+            patiently(in_seconds(3).as_mut(), at(4), at(9), tell).await,
+            Some(())
+        );
         assert_eq!((told.get(), start.elapsed().as_secs()), (Some(4), 5));
         told.set(None);
-        assert_eq!(patiently(in_seconds(99), at(6), at(9), tell).await, None);
+        assert_eq!(
+            patiently(in_seconds(99).as_mut(), at(6), at(9), tell).await,
+            None
+        );
         assert_eq!((told.get(), start.elapsed().as_secs()), (Some(6), 9));
         told.set(None);
         // Without a difference it is the deadline's matter alone.
-        assert_eq!(patiently(in_seconds(99), at(10), at(10), tell).await, None);
+        assert_eq!(
+            patiently(in_seconds(99).as_mut(), at(10), at(10), tell).await,
+            None
+        );
         assert_eq!((told.get(), start.elapsed().as_secs()), (None, 10));
     }
 
@@ -72,7 +86,8 @@ mod tests {
         let start = Instant::now();
         let by = start + Duration::from_secs(1);
         // Paused time moves only when nothing runs: move it beside the busy one.
-        let (ended, ()) = tokio::join!(patiently(busy, by, by, || ()), async {
+        let mut busy = pin!(busy);
+        let (ended, ()) = tokio::join!(patiently(busy.as_mut(), by, by, || ()), async {
             tokio::time::advance(Duration::from_secs(2)).await;
         });
         assert_eq!(ended, None::<()>);

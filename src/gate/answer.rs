@@ -45,8 +45,8 @@ impl Answer {
 /// The headers of `all` that are passed back.
 pub(super) fn passed_back(all: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
     let mut kept = Vec::with_capacity(2);
-    for name in PASSED_BACK {
-        for value in all.get_all(&name) {
+    for (name, value) in all {
+        if PASSED_BACK.contains(name) {
             kept.push((name.clone(), value.clone()));
         }
     }

@@ -151,6 +151,8 @@ async fn keyed(
 /// anything is waited for but the ledger: it may be the one trial of an address.
 ///
 /// On a route with `confirm` Tiki is asked in between, if the ledger doesn't know the answer already.
+/// What is rare is boxed, so that the usual call need not carry the room for it.
+///
 /// An attempt of another process is waited for, and the backend is asked about one whose outcome is
 /// unknown; then the ledger is asked again. Both end by Tiki's deadline, without a permit of the
 /// backend's cap.
@@ -197,12 +199,12 @@ async fn claim(
             }
             ClaimOutcome::Granted(fence, marks) => {
                 drop(pass);
-                confirm_known(gate, parcel, fence, deadlines).await?;
+                Box::pin(confirm_known(gate, parcel, fence, deadlines)).await?;
                 return Ok((fence, marks, None));
             }
             ClaimOutcome::Unfamiliar if !confirmed && parcel.admission == Admission::Any => {
                 drop(pass);
-                let confirming = confirm(gate, parcel, deadlines.send_by);
+                let confirming = Box::pin(confirm(gate, parcel, deadlines.send_by));
                 confirming
                     .await
                     .map_err(|refusal| Verdict::Shared(Err(refusal)))?;
@@ -222,7 +224,8 @@ async fn claim(
                 let settled = match probe {
                     Some(probe) => {
                         let until = Until::before(deadlines.send_by, LOOK_MARGIN);
-                        look(gate, &parcel.plan, probe, id, until).await == Looked::Settled
+                        let looking = Box::pin(look(gate, &parcel.plan, probe, id, until));
+                        looking.await == Looked::Settled
                     }
                     None => false,
                 };

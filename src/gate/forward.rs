@@ -204,6 +204,7 @@ async fn at_one_address(
     let kind = connection_kind(&parcel.plan);
     for _ in 0..CONNECTIONS {
         let request = (parcel.request(sending.attempt, sending.marks))
+            .map(Box::new)
             .map_err(|_| Unsent::Anywhere(ForwardFault::NotSent(NOT_SENT)))?;
         let reserved = connect(gate, parcel, sending, pass, kind).await?;
         may_be_sent(gate, sending).await.map_err(Unsent::Anywhere)?;
@@ -279,7 +280,7 @@ async fn exchange(
     sending: &Sending,
     pass: &mut Pass,
     reserved: Reserved,
-    request: Request<Bytes>,
+    request: Box<Request<Bytes>>,
 ) -> Result<BackendAnswer, SendFault> {
     let Deadlines { send_by, settle_by } = sending.deadlines;
     let answer_limit = parcel.plan.route.answer_limit;

@@ -26,7 +26,8 @@ use super::throttle::Claimable;
 pub async fn idempotency(gate: &Arc<Gate>, claimable: Claimable) -> Result<Answer, Refusal> {
     let (parcel, _share) = Parcel::of(claimable);
     if parcel.identity().is_none() && parcel.plan.is_safe() {
-        return attempt::fetch(gate, parcel).await;
+        // Boxed: the calls that run in a box of their own need not carry the room for it.
+        return Box::pin(attempt::fetch(gate, parcel)).await;
     }
     let (key, fingerprint) = run_key(&parcel);
     loop {

@@ -18,6 +18,7 @@ use crate::telemetry::AccessLine;
 
 use super::Gate;
 use super::call::{Call, CallSpans, Facts, TraceParent};
+use super::parcel::TRACEPARENT;
 use super::refusal::Refusal;
 use super::traced::{Ended, finish_call};
 
@@ -68,7 +69,7 @@ where
             .common
             .trusted_proxies
             .client_address(arrived.peer, headers);
-        let mut traces = headers.get_all("traceparent").iter();
+        let mut traces = headers.get_all(TRACEPARENT).iter();
         let trace = traces
             .next()
             .and_then(|value| TraceParent::parse(value.as_bytes()));
