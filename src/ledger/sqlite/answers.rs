@@ -9,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::rows::{Stored, answer_headers, hash, keep_micros, policy_word};
 use crate::ledger::texts::{headers_of, micros_of};
 use crate::ledger::{Claim, ClaimOutcome, KeptAnswer, Key, Policy, RecordId, State};
+use crate::store::sqlite::Batch;
 
 /// With the 8 bytes of the message's hash, no two keys are alike.
 type KeyCheck = [u8; 16];
@@ -24,8 +25,8 @@ pub(super) enum Listed {
 }
 
 /// Looks for a claim's key.
-pub(super) fn find(connection: &Connection, claim: &Claim) -> rusqlite::Result<Listed> {
-    let mut select = connection.prepare_cached(
+pub(super) fn find(batch: &mut Batch<'_>, claim: &Claim) -> rusqlite::Result<Listed> {
+    let select = batch.statement(
         "SELECT id, key_check, fingerprint, policy, keep, status, headers, body FROM answers \
          WHERE message_hash = ?1",
     )?;
@@ -73,7 +74,7 @@ fn outcome(row: &Row<'_>, claim: &Claim, id: RecordId) -> rusqlite::Result<Liste
 
 /// Lists a record's answer, takes it off the list, or lists it anew, as its state wants; `true` if it is
 /// listed now and wasn't, or the other way round. To be called before the record is written.
-pub(super) fn follow(connection: &Connection, stored: &mut Stored) -> rusqlite::Result<bool> {
+pub(super) fn follow(batch: &mut Batch<'_>, stored: &mut Stored) -> rusqlite::Result<bool> {
     let record = &stored.entry.record;
     let wanted = record.state == State::Done && record.answer.is_some();
     if !wanted && !stored.listed {
@@ -81,24 +82,23 @@ pub(super) fn follow(connection: &Connection, stored: &mut Stored) -> rusqlite::
     }
     let was_listed = stored.listed;
     if was_listed {
-        let mut delete =
-            connection.prepare_cached("DELETE FROM answers WHERE message_hash = ?1 AND id = ?2")?;
+        let delete = batch.statement("DELETE FROM answers WHERE message_hash = ?1 AND id = ?2")?;
         delete.execute(params![
             hash(&record.key.message),
             record.id.0.cast_signed()
         ])?;
     }
-    stored.listed = wanted && insert(connection, stored)?;
+    stored.listed = wanted && insert(batch, stored)?;
     Ok(stored.listed != was_listed)
 }
 
 /// Lists an answer; `false` where another record's has its place.
-fn insert(connection: &Connection, stored: &Stored) -> rusqlite::Result<bool> {
+fn insert(batch: &mut Batch<'_>, stored: &Stored) -> rusqlite::Result<bool> {
     let record = &stored.entry.record;
     let Some(answer) = &record.answer else {
         return Ok(false);
     };
-    let mut insert = connection.prepare_cached(
+    let insert = batch.statement(
         "INSERT OR IGNORE INTO answers \
          (message_hash, id, key_check, fingerprint, policy, keep, status, headers, body) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use foldhash::quality::RandomState;
+use smallvec::SmallVec;
 
 use crate::ledger::transition::{self, Entry};
 use crate::ledger::{Fence, PermitError, RecordId, State};
@@ -44,6 +45,9 @@ pub(super) struct Touched {
     claim: Option<LiveClaim>,
 }
 
+/// A claim or a settlement touches one record.
+pub(super) type AllTouched = SmallVec<[Touched; 1]>;
+
 impl Touched {
     pub(super) fn by(entry: &Entry) -> Self {
         let record = &entry.record;
@@ -60,14 +64,15 @@ impl Touched {
 }
 
 impl LiveClaims {
-    /// Follows what a committed batch made of a record.
-    pub(super) fn follow(&self, touched: Touched) {
-        let Touched { record, claim } = touched;
+    /// Follows what a committed batch made of records.
+    pub(super) fn follow_all(&self, touched: &mut AllTouched) {
         let mut claims = lock(&self.claims);
-        match claim {
-            Some(claim) => claims.insert(record, claim),
-            None => claims.remove(&record),
-        };
+        for Touched { record, claim } in touched.drain(..) {
+            match claim {
+                Some(claim) => claims.insert(record, claim),
+                None => claims.remove(&record),
+            };
+        }
     }
 
     /// After a failure nobody gets a permit for a claim from before: whether it is still in the file

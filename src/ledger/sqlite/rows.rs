@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Row, params};
 use sha2::{Digest as _, Sha256};
 
 use crate::ledger::texts::{
@@ -22,6 +22,7 @@ use crate::ledger::{
 
 use super::answers;
 use super::events::EventText;
+use crate::store::sqlite::Batch;
 
 /// The columns that an entry is made of: [`COLUMNS`] to select them, [`Column`] to get them by place,
 /// which costs no look-up of names.
@@ -295,22 +296,22 @@ static ANY_ABOUT: LazyLock<[String; WEEKS + 1]> = LazyLock::new(|| {
 /// Whether there may be records about a subject from these weeks. On most claims there are none, which
 /// one statement finds out sooner than one for each week.
 pub(super) fn any_about(
-    connection: &Connection,
+    batch: &mut Batch<'_>,
     weeks: RangeInclusive<i64>,
     subject: &str,
 ) -> rusqlite::Result<bool> {
     let count = usize::try_from(weeks.end() - weeks.start() + 1).unwrap_or(usize::MAX);
     match ANY_ABOUT.get(count) {
-        Some(sql) if count > 0 => connection
-            .prepare_cached(sql)?
+        Some(sql) if count > 0 => batch
+            .statement(sql)?
             .exists(params![weeks.end(), hash(subject)]),
         _ => Ok(true),
     }
 }
 
 /// Adds a new record.
-pub(super) fn insert(connection: &Connection, stored: &mut Stored) -> rusqlite::Result<()> {
-    answers::follow(connection, stored)?;
+pub(super) fn insert(batch: &mut Batch<'_>, stored: &mut Stored) -> rusqlite::Result<()> {
+    answers::follow(batch, stored)?;
     let Stored {
         entry,
         events,
@@ -319,7 +320,7 @@ pub(super) fn insert(connection: &Connection, stored: &mut Stored) -> rusqlite::
     } = stored;
     let record = &entry.record;
     let subject = entry.subject.as_ref();
-    let mut insert = connection.prepare_cached(
+    let insert = batch.statement(
         "INSERT INTO records (id, message_hash, namespace, client, message, fingerprint, state, \
          attempt, version, owner, policy, route, created_at, updated_at, may_run_until, expires_at, \
          keep, generation, marks, fields, subject, subject_rule, subject_week, subject_hash, \
@@ -394,8 +395,8 @@ const UPDATE_UNLISTED: &str = update!(", listed = NULL");
 ///
 /// # Errors
 /// SQLite's; and where the record isn't there.
-pub(super) fn update(connection: &Connection, stored: &mut Stored) -> rusqlite::Result<()> {
-    let relisted = answers::follow(connection, stored)?;
+pub(super) fn update(batch: &mut Batch<'_>, stored: &mut Stored) -> rusqlite::Result<()> {
+    let relisted = answers::follow(batch, stored)?;
     let Stored {
         entry,
         events,
@@ -404,7 +405,7 @@ pub(super) fn update(connection: &Connection, stored: &mut Stored) -> rusqlite::
     } = stored;
     let record = &entry.record;
     // Named where it doesn't change, its index would be written anew every time.
-    let mut update = connection.prepare_cached(match (relisted, *listed) {
+    let update = batch.statement(match (relisted, *listed) {
         (false, _) => UPDATE,
         (true, true) => UPDATE_LISTED,
         (true, false) => UPDATE_UNLISTED,
@@ -441,8 +442,7 @@ pub(super) fn update(connection: &Connection, stored: &mut Stored) -> rusqlite::
     let week = week(record.updated_at);
     // Seldom, and apart: named in the statement above, its index would be written anew every time.
     if entry.subject.is_some() && week != *filed {
-        let mut file =
-            connection.prepare_cached("UPDATE records SET subject_week = ?2 WHERE id = ?1")?;
+        let file = batch.statement("UPDATE records SET subject_week = ?2 WHERE id = ?1")?;
         file.execute(params![record.id.0.cast_signed(), week])?;
         *filed = week;
     }

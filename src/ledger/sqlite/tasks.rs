@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rusqlite::{OptionalExtension as _, params};
-use smallvec::SmallVec;
 
 use crate::clock::Clock;
 use crate::ledger::transition::{self, Entry, Moment, Siblings, Step};
@@ -16,7 +15,7 @@ use crate::store::sqlite::{Batch, Job, StoreError};
 
 use super::answers::{self, Listed};
 use super::failed;
-use super::live::{LiveClaims, Touched};
+use super::live::{AllTouched, LiveClaims, Touched};
 use super::rows::{self, Stored, Unreadable, hash, place, week};
 use crate::ledger::texts::{micros, whole_micros};
 
@@ -47,9 +46,6 @@ pub(super) struct Scope<'b, 'c> {
     /// What this task made of claims, for [`LiveClaims`] once the batch is committed.
     touched: AllTouched,
 }
-
-/// A claim or a settlement touches one record.
-type AllTouched = SmallVec<[Touched; 1]>;
 
 type Sql<T> = rusqlite::Result<T>;
 
@@ -94,14 +90,16 @@ where
         Ok(())
     }
 
+    fn follow(&mut self) {
+        if let Some((_, touched)) = &mut self.done {
+            self.live.follow_all(touched);
+        }
+    }
+
     fn committed(self: Box<Self>) {
-        let Some((reply, touched)) = self.done else {
-            return;
-        };
-        touched
-            .into_iter()
-            .for_each(|touched| self.live.follow(touched));
-        (self.reply)(reply);
+        if let Some((reply, _)) = self.done {
+            (self.reply)(reply);
+        }
     }
 
     fn failed(self: Box<Self>, error: &StoreError) -> Option<Box<dyn Job>> {
@@ -148,14 +146,16 @@ where
         Ok(())
     }
 
+    fn follow(&mut self) {
+        if let Some((_, touched)) = &mut self.done {
+            self.live.follow_all(touched);
+        }
+    }
+
     fn committed(self: Box<Self>) {
-        let Some((reply, touched)) = self.done else {
-            return;
-        };
-        touched
-            .into_iter()
-            .for_each(|touched| self.live.follow(touched));
-        (self.reply)(reply);
+        if let Some((reply, _)) = self.done {
+            (self.reply)(reply);
+        }
     }
 
     fn failed(self: Box<Self>, error: &StoreError) -> Option<Box<dyn Job>> {
@@ -199,10 +199,11 @@ impl Job for Release {
         Ok(())
     }
 
-    fn committed(self: Box<Self>) {
-        let touched = self.touched.into_iter();
-        touched.for_each(|touched| self.live.follow(touched));
+    fn follow(&mut self) {
+        self.live.follow_all(&mut self.touched);
     }
+
+    fn committed(self: Box<Self>) {}
 
     fn failed(self: Box<Self>, _: &StoreError) -> Option<Box<dyn Job>> {
         self.live.forget_all();
@@ -292,7 +293,7 @@ impl<'b, 'c> Scope<'b, 'c> {
     }
 
     fn claim(&mut self, claim: Claim) -> Sql<Result<ClaimOutcome, LedgerError>> {
-        let known = match answers::find(self.batch.connection, &claim)? {
+        let known = match answers::find(self.batch, &claim)? {
             Listed::Outcome(outcome) => return Ok(Ok(outcome)),
             Listed::Record(id) => match self.stored(id)? {
                 // Not to be taken for a message that never came.
@@ -325,15 +326,15 @@ impl<'b, 'c> Scope<'b, 'c> {
         self.batch.meta.next_record += 1;
         let (entry, step) = transition::create(claim, id, siblings, moment);
         let mut stored = Stored::new(entry, step.event);
-        rows::insert(self.batch.connection, &mut stored)?;
+        rows::insert(self.batch, &mut stored)?;
         self.batch.meta.counts[place(stored.entry.record.state)] += 1;
         self.written(stored);
         Ok(Ok(step.reply))
     }
 
     /// The record of a claim's key that is not listed among the answers.
-    fn find(&self, claim: &Claim) -> Sql<Result<Option<Stored>, Unreadable>> {
-        let mut select = self.batch.connection.prepare_cached(rows::BY_KEY)?;
+    fn find(&mut self, claim: &Claim) -> Sql<Result<Option<Stored>, Unreadable>> {
+        let select = self.batch.statement(rows::BY_KEY)?;
         let key = &claim.key;
         let found = select.query_row(
             params![
@@ -348,7 +349,11 @@ impl<'b, 'c> Scope<'b, 'c> {
     }
 
     /// What other records say about the claim's subject.
-    fn siblings(&self, claim: &Claim, known: Option<&Stored>) -> Sql<Result<Siblings, Unreadable>> {
+    fn siblings(
+        &mut self,
+        claim: &Claim,
+        known: Option<&Stored>,
+    ) -> Sql<Result<Siblings, Unreadable>> {
         let mut siblings = Siblings::default();
         let Some(subject) = &claim.subject else {
             return Ok(Ok(siblings));
@@ -364,10 +369,10 @@ impl<'b, 'c> Scope<'b, 'c> {
         let now = week(self.now);
         // A week ahead too, should the clock have gone back.
         let weeks = (now - back)..=(now + 1);
-        if !rows::any_about(self.batch.connection, weeks.clone(), &subject.id)? {
+        if !rows::any_about(self.batch, weeks.clone(), &subject.id)? {
             return Ok(Ok(siblings));
         }
-        let mut select = self.batch.connection.prepare_cached(rows::BY_SUBJECT)?;
+        let select = self.batch.statement(rows::BY_SUBJECT)?;
         let own = known.map(|known| known.entry.record.id);
         for week in weeks.rev() {
             let mut found = select.query(params![
@@ -431,11 +436,11 @@ impl<'b, 'c> Scope<'b, 'c> {
         }
     }
 
-    fn stored(&self, id: RecordId) -> Sql<Result<Option<Stored>, Unreadable>> {
+    fn stored(&mut self, id: RecordId) -> Sql<Result<Option<Stored>, Unreadable>> {
         if let Some(kept) = self.live.take_row(self.batch.opening, id) {
             return Ok(Ok(Some(kept)));
         }
-        let mut select = self.batch.connection.prepare_cached(rows::BY_ID)?;
+        let select = self.batch.statement(rows::BY_ID)?;
         let found = select.query_row([id.0.cast_signed()], |row| Ok(rows::read(row)));
         Ok(found.optional()?.transpose())
     }
@@ -449,7 +454,7 @@ impl<'b, 'c> Scope<'b, 'c> {
         } = step;
         if changed || event.is_some() {
             stored.events.extend(event.as_ref());
-            rows::update(self.batch.connection, &mut stored)?;
+            rows::update(self.batch, &mut stored)?;
             let counts = &mut self.batch.meta.counts;
             counts[place(before)] = counts[place(before)].saturating_sub(1);
             counts[place(stored.entry.record.state)] += 1;

@@ -22,6 +22,7 @@
 
 mod backup;
 mod checkpoint;
+mod doorbell;
 mod file;
 mod meta;
 mod open;
@@ -102,7 +103,8 @@ impl Database {
         Ok((database, opened))
     }
 
-    /// Adds a job to the next batch. Its reply comes from the writer's thread.
+    /// Adds a job to the next batch. Its reply comes in the runtime that this is called in, or from the writer's
+    /// thread where there is none.
     pub fn submit(&self, job: Box<dyn Job>) {
         self.writer.submit(job);
     }

@@ -4,24 +4,24 @@ use std::collections::VecDeque;
 
 use tokio::sync::oneshot;
 
-use super::writer::{BATCH, Job, QUEUE};
+use super::writer::{BATCH, Ordered, QUEUE};
 
 /// Jobs that can wait which a batch takes at least, however full it is of others.
 const LEAST_LATER: usize = 16;
 
 /// Something for the writer to do.
 pub(super) enum Order {
-    Run(Box<dyn Job>),
+    Run(Ordered),
     /// After those, as far as the batch has room.
-    RunLater(Box<dyn Job>),
+    RunLater(Ordered),
     Close(oneshot::Sender<()>),
 }
 
 /// What was ordered and not done yet.
 #[derive(Default)]
 pub(super) struct Waiting {
-    jobs: Vec<Box<dyn Job>>,
-    later: VecDeque<Box<dyn Job>>,
+    jobs: Vec<Ordered>,
+    later: VecDeque<Ordered>,
     close: Option<oneshot::Sender<()>>,
 }
 
@@ -45,7 +45,7 @@ impl Waiting {
     }
 
     /// The next batch: first what can't wait, then what can, of which some always go along.
-    pub(super) fn batch(&mut self) -> Vec<Box<dyn Job>> {
+    pub(super) fn batch(&mut self) -> Vec<Ordered> {
         let mut jobs = std::mem::take(&mut self.jobs);
         let room = BATCH.saturating_sub(jobs.len()).max(LEAST_LATER);
         jobs.extend(self.later.drain(..room.min(self.later.len())));
@@ -64,7 +64,7 @@ impl Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::sqlite::{Batch, StoreError};
+    use crate::store::sqlite::{Batch, Job, StoreError};
     use std::sync::{Arc, Mutex};
 
     /// Writes down its name when it runs.
@@ -87,7 +87,8 @@ mod tests {
     #[test]
     fn what_can_wait_goes_behind_what_cannot_and_is_not_starved() {
         let ran = Arc::new(Mutex::new(Vec::new()));
-        let job = |name| Box::new(Named(name, Arc::clone(&ran))) as Box<dyn Job>;
+        let job = |name| Ordered::here(Box::new(Named(name, Arc::clone(&ran))));
+        let committed = |ordered: Ordered| ordered.job.committed();
         let mut waiting = Waiting::default();
         for name in 1000..1100 {
             waiting.add(Order::RunLater(job(name)));
@@ -97,7 +98,7 @@ mod tests {
             waiting.add(Order::Run(job(name)));
         }
         assert!(!waiting.takes_more());
-        waiting.batch().into_iter().for_each(Job::committed);
+        waiting.batch().into_iter().for_each(committed);
         let expected: Vec<u32> = (0..BATCH as u32)
             .chain(1000..1000 + LEAST_LATER as u32)
             .collect();
@@ -109,7 +110,7 @@ mod tests {
             waiting.closed().is_none(),
             "what was ordered before is done first"
         );
-        waiting.batch().into_iter().for_each(Job::committed);
+        waiting.batch().into_iter().for_each(committed);
         assert_eq!(ran.lock().unwrap().len(), 100 - LEAST_LATER);
         assert!(waiting.closed().is_some() && waiting.is_empty());
     }

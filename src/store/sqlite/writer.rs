@@ -8,11 +8,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rusqlite::Connection;
 use rusqlite::hooks::Wal;
+use rusqlite::{CachedStatement, Connection};
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::checkpoint::Checkpointer;
+use super::doorbell::Doorbell;
 use super::file::{Hold, ProcessLock};
 use super::meta::Meta;
 use super::open::{self, OpenError, Opening, Options};
@@ -59,12 +61,40 @@ pub trait Job: Send {
     /// SQLite's: the whole batch then fails.
     fn run(&mut self, batch: &mut Batch<'_>) -> rusqlite::Result<()>;
 
-    /// The batch is on disk, and the watermark says so: reply.
+    /// The batch is on disk, and the watermark says so: what this process knows of it follows, in the order
+    /// of the jobs and before any reply.
+    fn follow(&mut self) {}
+
+    /// Reply, in the runtime that the job was submitted in where there is one: see [`Doorbell`].
     fn committed(self: Box<Self>);
 
     /// Nothing of the batch counts, though some of it may turn out to be on disk. What has to be
     /// undone then is given back as a job, which runs before anything else once the file is usable.
     fn failed(self: Box<Self>, error: &StoreError) -> Option<Box<dyn Job>>;
+}
+
+/// A job, and where its reply is waited for.
+pub(super) struct Ordered {
+    pub(super) job: Box<dyn Job>,
+    pub(super) doorbell: Option<Arc<Doorbell>>,
+}
+
+impl Ordered {
+    /// A job that is submitted here.
+    pub(super) fn here(job: Box<dyn Job>) -> Self {
+        Self {
+            job,
+            doorbell: Doorbell::here(),
+        }
+    }
+
+    /// What has to be carried out once the file is usable. Its reply is its own matter.
+    fn undo(job: Box<dyn Job>) -> Self {
+        Self {
+            job,
+            doorbell: None,
+        }
+    }
 }
 
 /// The transaction that jobs run in.
@@ -76,9 +106,29 @@ pub struct Batch<'c> {
     /// Another one after every failure: what a job remembers of the file from before doesn't count.
     pub opening: u64,
     wrote: bool,
+    /// Those that jobs of this batch have used.
+    statements: SmallVec<[(&'static str, CachedStatement<'c>); 8]>,
 }
 
-impl Batch<'_> {
+impl<'c> Batch<'c> {
+    /// A statement with this text. The connection's cache is asked once for all jobs of the batch.
+    ///
+    /// # Errors
+    /// SQLite's, of a text that it can't use.
+    pub fn statement(&mut self, sql: &'static str) -> rusqlite::Result<&mut CachedStatement<'c>> {
+        // By its place in the program: to compare or hash some hundred bytes costs more.
+        let known = (self.statements.iter()).position(|(known, _)| std::ptr::eq(*known, sql));
+        let place = match known {
+            Some(place) => place,
+            None => {
+                let statement = self.connection.prepare_cached(sql)?;
+                self.statements.push((sql, statement));
+                self.statements.len() - 1
+            }
+        };
+        Ok(&mut self.statements[place].1)
+    }
+
     /// The job changed something: without this the batch is not made durable.
     pub fn wrote(&mut self) {
         self.wrote = true;
@@ -132,11 +182,11 @@ impl Writer {
     }
 
     pub(super) fn submit(&self, job: Box<dyn Job>) {
-        self.order(Order::Run(job));
+        self.order(Order::Run(Ordered::here(job)));
     }
 
     pub(super) fn submit_later(&self, job: Box<dyn Job>) {
-        self.order(Order::RunLater(job));
+        self.order(Order::RunLater(Ordered::here(job)));
     }
 
     fn order(&self, order: Order) {
@@ -148,9 +198,9 @@ impl Writer {
             ),
             Err(TrySendError::Disconnected(order)) => (order, gone()),
         };
-        if let Order::Run(job) | Order::RunLater(job) = order {
+        if let Order::Run(ordered) | Order::RunLater(ordered) = order {
             // It never ran: there is nothing to undo.
-            job.failed(&error);
+            ordered.job.failed(&error);
         }
     }
 
@@ -177,7 +227,7 @@ struct Work {
     usable: Option<Connection>,
     /// Counts failures: see [`Batch::opening`].
     opening: u64,
-    undo: Vec<Box<dyn Job>>,
+    undo: Vec<Ordered>,
     /// The file is past what waiting mends.
     damaged: bool,
     reopen_at: Instant,
@@ -216,8 +266,8 @@ impl Work {
                 drop(self);
                 let _ = tell.send(());
                 for order in orders.try_iter() {
-                    if let Order::Run(job) | Order::RunLater(job) = order {
-                        job.failed(&gone());
+                    if let Order::Run(ordered) | Order::RunLater(ordered) = order {
+                        ordered.job.failed(&gone());
                     }
                 }
                 return;
@@ -266,7 +316,7 @@ impl Work {
     }
 
     /// Runs jobs in one transaction and replies to them.
-    fn batch(&mut self, jobs: Vec<Box<dyn Job>>) {
+    fn batch(&mut self, jobs: Vec<Ordered>) {
         if self.usable.is_none() && Instant::now() >= self.reopen_at {
             self.try_reopen();
         }
@@ -274,10 +324,8 @@ impl Work {
             let trouble = lock(&self.shared.trouble).clone();
             let error =
                 StoreError(trouble.unwrap_or_else(|| "the ledger is not usable".to_owned()));
-            for job in jobs {
-                // None of them ran; some are to be carried out all the same.
-                self.undo.extend(job.failed(&error));
-            }
+            // None of them ran; some are to be carried out all the same.
+            self.fail_all(jobs, &error);
             return;
         };
         let mut jobs = std::mem::take(&mut self.undo)
@@ -287,20 +335,14 @@ impl Work {
         match self.commit(&connection, &mut jobs) {
             Ok(()) => {
                 self.usable = Some(connection);
-                for job in jobs {
-                    job.committed();
-                }
+                reply(jobs);
                 self.after_batch();
             }
             Err(error) => self.fail(connection, jobs, &error),
         }
     }
 
-    fn commit(
-        &mut self,
-        connection: &Connection,
-        jobs: &mut [Box<dyn Job>],
-    ) -> Result<(), Failure> {
+    fn commit(&mut self, connection: &Connection, jobs: &mut [Ordered]) -> Result<(), Failure> {
         let began = Instant::now();
         connection.prepare_cached("BEGIN IMMEDIATE")?.execute(())?;
         let mut batch = Batch {
@@ -308,9 +350,11 @@ impl Work {
             meta: self.meta.clone(),
             opening: self.opening,
             wrote: false,
+            statements: SmallVec::new(),
         };
         let ran = catch_unwind(AssertUnwindSafe(|| {
-            jobs.iter_mut().try_for_each(|job| job.run(&mut batch))
+            let mut jobs = jobs.iter_mut().map(|ordered| &mut ordered.job);
+            jobs.try_for_each(|job| job.run(&mut batch))
         }));
         match ran {
             Ok(ran) => ran?,
@@ -373,11 +417,14 @@ impl Work {
     }
 
     /// Nothing of the batch counts. What is on disk of it is found out by opening the file anew.
-    fn fail(&mut self, connection: Connection, jobs: Vec<Box<dyn Job>>, failure: &Failure) {
+    fn fail(&mut self, connection: Connection, jobs: Vec<Ordered>, failure: &Failure) {
         let error = self.distrust(connection, failure);
-        for job in jobs {
-            self.undo.extend(job.failed(&error));
-        }
+        self.fail_all(jobs, &error);
+    }
+
+    fn fail_all(&mut self, jobs: Vec<Ordered>, error: &StoreError) {
+        let undone = jobs.into_iter().map(|ordered| ordered.job.failed(error));
+        self.undo.extend(undone.flatten().map(Ordered::undo));
     }
 
     /// Gives the file up until it was opened anew.
@@ -504,6 +551,27 @@ impl Work {
             }
         }
         *lock(&self.shared.trouble) = Some("the ledger is closed".to_owned());
+    }
+}
+
+/// Replies to the jobs of a batch that is on disk.
+fn reply(mut jobs: Vec<Ordered>) {
+    for ordered in &mut jobs {
+        ordered.job.follow();
+    }
+    let mut rung_for: SmallVec<[Arc<Doorbell>; 4]> = SmallVec::new();
+    for Ordered { job, doorbell } in jobs {
+        match doorbell {
+            None => job.committed(),
+            Some(doorbell) => {
+                if doorbell.lay_down(job) {
+                    rung_for.push(doorbell);
+                }
+            }
+        }
+    }
+    for doorbell in rung_for {
+        doorbell.ring();
     }
 }
 
