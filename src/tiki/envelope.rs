@@ -7,9 +7,18 @@ pub const SUCCESS_BODY: &str = r#"{"data":{"status":"success"}}"#;
 
 /// The answer to a call that was not: a stable word, and a sentence.
 pub fn error_body(code: &str, message: &str) -> String {
-    let code = serde_json::Value::from(code);
-    let message = serde_json::Value::from(message);
-    format!(r#"{{"data":null,"error":{{"code":{code},"message":{message}}}}}"#)
+    let mut body = Vec::with_capacity(64 + code.len() + message.len());
+    body.extend_from_slice(br#"{"data":null,"error":{"code":"#);
+    push_string(&mut body, code);
+    body.extend_from_slice(br#","message":"#);
+    push_string(&mut body, message);
+    body.extend_from_slice(b"}}");
+    String::from_utf8(body).unwrap_or_default() // JSON is UTF-8
+}
+
+/// Appends a JSON string. Into memory that never fails.
+fn push_string(to: &mut Vec<u8>, text: &str) {
+    let _ = serde_json::to_writer(to, text);
 }
 
 /// Whether a body is the platform's failure envelope: an object with `data` null, and an `error` object

@@ -147,13 +147,13 @@ pub fn read_headers<'h>(
     headers: &'h HeaderMap,
     enabled: &[Family],
 ) -> Result<SignatureHeaders<'h>, HeaderFault> {
-    let family = family_of(headers)?;
+    let (family, [timestamp, client_id, signature]) = found_in(headers)?;
     if !enabled.contains(&family) {
         return Err(HeaderFault::FamilyDisabled);
     }
-    let timestamp = single(headers, family.timestamp_header())?;
-    let client_id = single(headers, family.client_id_header())?;
-    let signature = single(headers, family.signature_header())?;
+    let timestamp = timestamp.single()?;
+    let client_id = client_id.single()?;
+    let signature = signature.single()?;
     Ok(SignatureHeaders {
         family,
         client_id: client_id
@@ -171,27 +171,56 @@ pub fn is_client_id(id: &str) -> bool {
     (1..=256).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-fn family_of(headers: &HeaderMap) -> Result<Family, HeaderFault> {
-    let [tiniapp, tikivip] = Family::ALL.map(|family| {
-        headers.contains_key(family.timestamp_header())
-            || headers.contains_key(family.client_id_header())
-            || headers.contains_key(family.signature_header())
-    });
-    match (tiniapp, tikivip) {
+/// The headers of the one family that is there: time, client and signature. In one pass over the head, which
+/// is cheaper than to look each name up.
+fn found_in(headers: &HeaderMap) -> Result<(Family, [Found<'_>; 3]), HeaderFault> {
+    let mut found = [[Found::default(); 3]; 2];
+    for (name, value) in headers {
+        if !name.as_str().starts_with(PREFIX) {
+            continue;
+        }
+        for (names, found) in NAMES.iter().zip(&mut found) {
+            let names = [&names.timestamp, &names.client_id, &names.signature];
+            for (known, found) in names.into_iter().zip(found) {
+                if name == known {
+                    found.note(value);
+                }
+            }
+        }
+    }
+    let [tiniapp, tikivip] = found;
+    let is_there = |found: &[Found<'_>; 3]| found.iter().any(|header| header.count > 0);
+    match (is_there(&tiniapp), is_there(&tikivip)) {
         (true, true) => Err(HeaderFault::MixedFamilies),
-        (true, false) => Ok(Family::TiniApp),
-        (false, true) => Ok(Family::TikiVip),
+        (true, false) => Ok((Family::TiniApp, tiniapp)),
+        (false, true) => Ok((Family::TikiVip, tikivip)),
         (false, false) => Err(HeaderFault::MissingHeader),
     }
 }
 
-fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<&'h HeaderValue, HeaderFault> {
-    let mut values = headers.get_all(name).iter();
-    let value = values.next().ok_or(HeaderFault::MissingHeader)?;
-    if values.next().is_some() {
-        return Err(HeaderFault::DuplicateHeader);
+/// What all their names begin with.
+const PREFIX: &str = "x-ti";
+
+/// How often a header is there, and its last value.
+#[derive(Clone, Copy, Default)]
+struct Found<'h> {
+    value: Option<&'h HeaderValue>,
+    count: usize,
+}
+
+impl<'h> Found<'h> {
+    fn note(&mut self, value: &'h HeaderValue) {
+        self.value = Some(value);
+        self.count += 1;
     }
-    Ok(value)
+
+    fn single(self) -> Result<&'h HeaderValue, HeaderFault> {
+        match (self.value, self.count) {
+            (None, _) => Err(HeaderFault::MissingHeader),
+            (Some(value), 1) => Ok(value),
+            (Some(_), _) => Err(HeaderFault::DuplicateHeader),
+        }
+    }
 }
 
 #[cfg(test)]
