@@ -32,6 +32,11 @@ def prepare(*tools):
         sys.exit(f"missing: {BINARY} (cargo build --release)")
 
 
+def say(text):
+    """Progress, apart from what is measured."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -45,7 +50,7 @@ def signed(body):
     return timestamp, hmac.new(SECRET.encode(), encoded, hashlib.sha256).hexdigest()
 
 
-def request(path, number, size, forge=False, reason=""):
+def request(path, number, size, forge=False, reason="", client=CLIENT):
     """A signed call, as bytes: the message of this number, with a body of this size."""
     body = (
         f'{{"tiki_transaction_id":"t-{number}","transaction_amount":150000,"transaction_id":"p-{number}",'
@@ -59,7 +64,7 @@ def request(path, number, size, forge=False, reason=""):
         signature = signature[:-1] + ("1" if signature[-1] == "0" else "0")
     head = (
         f"POST {path} HTTP/1.1\r\nHost: gate\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        f"X-Tikivip-Timestamp: {timestamp}\r\nX-Tikivip-Client-Id: {CLIENT}\r\nX-Tikivip-Signature: {signature}\r\n\r\n"
+        f"X-Tikivip-Timestamp: {timestamp}\r\nX-Tikivip-Client-Id: {client}\r\nX-Tikivip-Signature: {signature}\r\n\r\n"
     )
     return head.encode() + body
 
@@ -91,14 +96,15 @@ def write_calls(file, calls):
             to.write(b"%8d" % len(text) + text)
 
 
-def load(name, file, port, seconds, connections):
+def load(name, file, port, seconds, connections, tls=False):
     """Sends the calls of a file for so long; what wrk saw.
 
     `answered` is what wrk counts; up to one call a connection more was sent when it stopped.
     """
     script = file.with_suffix(".lua")
     script.write_text(WRK_SCRIPT % {"file": file})
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), f"http://127.0.0.1:{port}/"]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script)]
+    command.append(f"http{'s' if tls else ''}://127.0.0.1:{port}/")
     run = subprocess.run(command, capture_output=True, text=True)
     line = next((line for line in run.stdout.splitlines() if line.startswith("RESULT")), None)
     if run.returncode == 9 or line is None:
@@ -159,6 +165,11 @@ class Process:
                 used[name] = used.get(name, 0) + nanoseconds / 1e9
         return used
 
+    def threads(self, prefix):
+        """The ids of the threads whose names begin so."""
+        tasks = (task for pid in self.pids() for task in pathlib.Path(f"/proc/{pid}/task").iterdir())
+        return sorted(int(task.name) for task in tasks if (task / "comm").read_text().startswith(prefix))
+
     def cpu_seconds(self):
         return sum(self.cpu_by_thread().values())
 
@@ -178,40 +189,53 @@ class Process:
             self.process.wait()
 
 
-def nginx(directory, port, upstream=None):
-    location = 'return 200 "{\\"data\\":{\\"status\\":\\"success\\"}}";'
-    block = ""
+def nginx(directory, port, upstream=None, tls=None, check=None):
+    """nginx as the backend; with `upstream`, as a proxy in front of it, which runs the script `check` first."""
+    modules = http = server = block = ""
+    location = 'location / { return 200 "{\\"data\\":{\\"status\\":\\"success\\"}}"; }'
     if upstream:
-        location = "proxy_pass http://backend; proxy_http_version 1.1; proxy_set_header Connection '';"
+        passing = "proxy_pass http://backend; proxy_http_version 1.1; proxy_set_header Connection '';"
         block = f"upstream backend {{ server 127.0.0.1:{upstream}; keepalive 64; }}"
+        location = f"location / {{ {passing} }}"
+        if check:
+            modules = "load_module /usr/lib/nginx/modules/ngx_http_js_module.so;"
+            http = f"js_path {check.parent}; js_import check from {check.name};"
+            location = f"location / {{ js_content check.check; }} location @legacy {{ {passing} }}"
+    if tls:
+        server = f"ssl_certificate {tls.certificate}; ssl_certificate_key {tls.key};"
     config = directory / f"nginx-{port}.conf"
     config.write_text(
-        f"""daemon off; master_process off; pid {directory}/nginx-{port}.pid; error_log stderr crit;
+        f"""{modules} daemon off; master_process off; pid {directory}/nginx-{port}.pid; error_log stderr crit;
 events {{ worker_connections 4096; }}
 http {{ access_log off; default_type application/json; keepalive_requests 100000000; client_body_buffer_size 128k;
 client_body_temp_path {directory}/b{port}; proxy_temp_path {directory}/p{port}; fastcgi_temp_path {directory}/f{port};
-uwsgi_temp_path {directory}/u{port}; scgi_temp_path {directory}/s{port};
-{block} server {{ listen 127.0.0.1:{port} backlog=1024; location / {{ {location} }} }} }}"""
+uwsgi_temp_path {directory}/u{port}; scgi_temp_path {directory}/s{port}; {http}
+{block} server {{ listen 127.0.0.1:{port} backlog=1024 {"ssl" if tls else ""}; {server} {location} }} }}"""
     )
-    return Process(["nginx", "-c", str(config), "-p", str(directory)], port, directory / f"nginx-{port}.log")
+    command = ["nginx", "-c", str(config), "-p", str(directory)]
+    return Process(command, port, directory / f"nginx-{port}.log")
 
 
-def tikigate(folder, admin, backend, ledger, workers=1):
+def tikigate(folder, admin, backend, ledger, workers=1, tls=None, more="", binary=None, before=()):
     """A gate whose configuration and log lie in this folder. `ledger` holds the lines of [ledger].
 
-    Starting it again in the same folder is a restart.
+    Starting it again in the same folder is a restart. `more` are further lines of [server]; `before` is put
+    before the command.
     """
     folder.mkdir(exist_ok=True)
     port = free_port()
     secret = folder / "secret"
     secret.touch(mode=0o600)
     secret.write_text(SECRET)
+    if tls:
+        more += f'tls = {{ certificate = "{tls.certificate}", private_key = "{tls.key}" }}'
     config = folder / "tikigate.toml"
     config.write_text(
         f"""[server]
 listen = "127.0.0.1:{port}"
 workers = {workers}
 drain_delay = "0s"
+{more}
 per_address = {{ per_second = 1000000, burst = 1000000 }}
 [admin]
 listen = "127.0.0.1:{admin}"
@@ -236,13 +260,22 @@ payload = "transaction_ipn"
 name = "refund"
 path = "/refund"
 payload = "refund"
+[[routes]]
+name = "refund-reused"
+path = "/reused/refund"
+payload = "refund"
+idempotency = {{ on_unknown = "resend" }}
 [ledger]
 {ledger}
 """
     )
-    return Process([str(BINARY), "serve", "--config", str(config)], port, folder / "log")
+    command = [*before, str(binary or BINARY), "serve", "--config", str(config)]
+    return Process(command, port, folder / "log")
 
 
+SQLITE = """store = "sqlite"
+path = "tikigate.db"
+"""
 MEMORY = """store = "memory"
 allow_volatile = true
 max_records = 50000000

@@ -36,19 +36,12 @@ import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from common import MEMORY, REPO, free_port, load, prepare, nginx, request, send, tikigate, write_calls
+from common import MEMORY, REPO, SQLITE, free_port, load, prepare, nginx, request, say, send, tikigate, write_calls
 from filled import FIRST, Filled
 
-SQLITE = """store = "sqlite"
-path = "tikigate.db"
-"""
 CORES = os.cpu_count()
 # The gate looks for expired records this often: app/sweep.rs.
 SWEEP_EVERY = 60
-
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
 
 
 def show(text):

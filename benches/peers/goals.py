@@ -1,0 +1,47 @@
+"""What the gate is to reach, as ratios within one run or as plain figures."""
+
+
+def judge(results):
+    """The goals for which the run has figures."""
+    found = []
+
+    def goal(case, value, bound, unit="", at_least=False):
+        if value is not None:
+            met = value >= bound if at_least else value <= bound
+            found.append({"case": case, "value": value, "bound": bound, "unit": unit, "at_least": at_least, "met": met})
+
+    def row(part, name, key):
+        """The median of a row's figure, if the run has it."""
+        for candidate in results.get(part, []):
+            if candidate["target"] == name and candidate[key]:
+                return candidate[key][0]
+        return None
+
+    def of(part, key, index=None):
+        value = results.get(part, {}).get(key)
+        return value[index] if value is not None and index is not None else value
+
+    verify = "tikigate, verify only"
+    to_haproxy = "CPU to HAProxy checking: "
+    goal(to_haproxy + "verify only", row("targets", verify, "haproxy"), 0.70)
+    goal("CPU to nginx passing through: verify only", row("targets", verify, "nginx"), 1.15)
+    goal(to_haproxy + "IPN with SQLite", row("targets", "tikigate, IPN, SQLite", "haproxy"), 0.95)
+    goal(to_haproxy + "refund, reused connections", row("targets", "tikigate, refund, reused connections", "haproxy"), 1.50)
+    goal(to_haproxy + "refund", row("targets", "tikigate, refund", "haproxy"), 2.70)
+    goal(to_haproxy + "replay", row("targets", "tikigate, replay", "haproxy"), 0.37)
+    goal(to_haproxy + "forged signature", row("targets", "tikigate, forged signature", "haproxy"), 0.33)
+    goal(to_haproxy + "unknown client", row("targets", "tikigate, unknown client", "haproxy"), 0.25)
+    goal(to_haproxy + "4 KiB, verify only", row("bodies", f"{verify}, 4 KiB", "haproxy"), 0.60)
+    goal("CPU to nginx passing through: 64 KiB, verify only", row("bodies", f"{verify}, 64 KiB", "nginx"), 1.90)
+    goal("p99 to HAProxy checking: verify only", row("targets", verify, "haproxy_p99"), 1.00)
+    goal("p99 of refunds", row("targets", "tikigate, refund", "p99_ms"), 15, " ms")
+    goal("CPU of a refund with many records, to few", of("records", "refund_cpu_ratio", 0), 1.25)
+    goal("requests a second of two workers, to one", of("workers", "bounded_per_second", 0), 1.8, at_least=True)
+    goal("resident memory after many requests", of("memory", "after_mib"), 24, " MiB")
+    goal("resident memory of an idle connection", of("memory", "idle_kib"), 10, " KiB")
+    goal("instructions of a forwarded request, verify only", of("path", "instructions"), 30_000)
+    goal("allocations of a forwarded request, verify only", of("path", "allocations"), 20)
+    goal("from start to ready with many records", of("records", "start_seconds", 2), 1, " s")
+    size = of("binary", "bytes")
+    goal("release binary", size and size / 2**20, 12, " MiB")
+    return found
