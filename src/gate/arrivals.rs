@@ -63,7 +63,7 @@ impl Arrivals {
         self.insert(key);
         // Noted first and looked up second: however this races with a call that is let in, no note
         // outlives it.
-        if self.signatures.knows(key) {
+        if self.signatures.knows(key, self.clock.monotonic()) {
             self.forget(key);
         }
     }

@@ -309,7 +309,7 @@ impl Common {
 
     /// Signatures that are remembered now.
     pub fn remembered_signatures(&self) -> usize {
-        self.signatures.len()
+        self.signatures.len(self.clock.monotonic())
     }
 
     /// Addresses that have a limit of their own now.

@@ -8,25 +8,39 @@
 //! An entry lives as long as its signature could be accepted somewhere. When the memory is full of
 //! such entries, further signatures are refused (`overloaded`) rather than older ones forgotten:
 //! forgetting would let a captured call in a second time.
+//!
+//! An entry takes 14 bytes, and less than 15 with all that is around it. Entries lie in many small
+//! buckets, each sorted and grown by a few entries at a time: one large table would be up to twice
+//! as large as it has to be, and be moved while somebody waits. What is over is forgotten bucket by
+//! bucket, another one with each entry that is added, and by a sweep before anything is refused for
+//! want of room.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+mod bucket;
+
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
-
-use foldhash::fast::RandomState;
 
 use crate::tiki::Mac;
 
 use super::refusal::{Overload, Refusal, Reuse};
+use bucket::{Bucket, Counts, Known, Moment};
 
 /// Tiki's last re-send comes 43 h 36 min after the first try (docs/protocol.md, "Retries"); rounded up.
 pub const RESEND_HORIZON: Duration = Duration::from_secs(44 * 3600);
 
-const SHARDS: usize = 64;
+const MIN_BUCKETS: usize = 64;
+const MAX_BUCKETS: usize = 1 << 20;
+/// In a bucket of a full memory are between this many entries and twice as many.
+const FILL: usize = 90;
 
-/// Stands for no route: the gate's own outbound calls.
-const OURS: usize = u32::MAX as usize;
+/// Buckets that are swept at once: two million entries, some milliseconds. Keys are spread evenly, so
+/// that where these buckets hold nothing that is over, the others of a larger memory hold next to
+/// nothing.
+const SWEEP: usize = 16_384;
+
+/// Stands for a route in the memory of the gate's own outbound calls, where all are of none.
+const OURS: usize = 0;
 
 /// The first half of a MAC. It is over timestamp, client and message under the client's secret, so
 /// that half of it names the signature: nobody without the secret can choose it.
@@ -48,42 +62,38 @@ impl From<&Mac> for SignatureKey {
     }
 }
 
-/// What is remembered of one signature.
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    route: u32,
-    /// The backend gave it a final answer.
-    answered: bool,
-    /// It was accepted and answered 5xx, so that Tiki may send it again unchanged.
-    expected_again: bool,
-    /// On the monotonic clock of the gate.
-    expires: Duration,
-}
-
-#[derive(Default)]
-struct Shard {
-    entries: HashMap<SignatureKey, Entry, RandomState>,
-    /// When to look at which entry; an entry that was extended is looked at again then.
-    expiries: BinaryHeap<Reverse<(Duration, u128)>>,
-    /// Entries that are kept for a late re-send.
-    expected: usize,
-}
-
-/// The memory itself, shared by all workers. One short lock of one of its 64 parts per call.
+/// The memory itself, shared by all workers. A short lock of its own bucket per call, and of another one
+/// for each signature that is new.
+///
+/// Of a key the bucket's number and 64 more bits count, and the rest is not kept. Two signatures are
+/// taken for one where all of these are the same: with at most some 180 others in its bucket, less than
+/// one call in 10^17 meets another's entry, and is refused or has it for its own. Nobody can bring that
+/// about: without the secret no bit of a MAC can be chosen, and what is not authentic is tied to nothing.
 pub struct Signatures {
-    shards: Vec<Mutex<Shard>>,
-    per_shard: usize,
+    /// As many as a power of two.
+    buckets: Vec<Mutex<Bucket>>,
+    counts: Counts,
+    /// The bucket that is cleaned next.
+    next: AtomicUsize,
+    /// When buckets were last swept, as a [`Moment`].
+    swept: AtomicU32,
+    max: usize,
     /// Those that the gate made itself, in a memory of their own: however many calls go out, no call that
     /// comes in finds less room. Empty as long as none was made.
     ours: OnceLock<Box<Signatures>>,
 }
 
 impl Signatures {
-    /// Remembers at most about `max` signatures at once.
+    /// Remembers at most `max` signatures at once, and at least one.
     pub fn new(max: usize) -> Self {
+        let max = max.max(1);
+        let wanted = (max / FILL).clamp(MIN_BUCKETS, MAX_BUCKETS);
         Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            per_shard: max.div_ceil(SHARDS).max(1),
+            buckets: (0..1 << wanted.ilog2()).map(|_| Mutex::default()).collect(),
+            counts: Counts::new(max),
+            next: AtomicUsize::new(0),
+            swept: AtomicU32::new(0),
+            max,
             ours: OnceLock::new(),
         }
     }
@@ -103,30 +113,33 @@ impl Signatures {
         lifetime: Duration,
     ) -> Result<bool, Refusal> {
         self.refuse_ours(key, now)?;
-        let mut shard = self.shard(key);
-        shard.forget_expired(now);
-        if let Some(entry) = shard.entries.get(&key) {
-            if entry.route as usize != route {
-                return Err(Refusal::Replayed(Reuse::OtherRoute));
+        let expires = Moment::from(now + lifetime);
+        let now = Moment::from(now);
+        let tie = || {
+            let (mut bucket, key) = self.bucket(key);
+            if let Some(known) = bucket.known(key, route, now, &self.counts) {
+                return accept(known, once).map(|()| true);
             }
-            if entry.answered && once {
-                return Err(Refusal::Replayed(Reuse::Answered));
+            match bucket.insert(key, route, expires, now, &self.counts) {
+                true => Ok(false),
+                false => Err(Refusal::Overloaded(Overload::Signatures)),
             }
-            return Ok(true);
+        };
+        let mut tied = tie();
+        if matches!(tied, Err(Refusal::Overloaded(_))) && self.sweep(now) {
+            tied = tie();
         }
-        if shard.entries.len() >= self.per_shard {
-            return Err(Refusal::Overloaded(Overload::Signatures));
+        if tied == Ok(false) {
+            self.clean(1, now);
         }
-        shard.insert(key, route, now + lifetime);
-        Ok(false)
+        tied
     }
 
     /// Remembers a signature that the gate made itself: it counts on no route. Whether there was room.
     pub(super) fn is_ours(&self, key: SignatureKey, now: Duration, lifetime: Duration) -> bool {
-        let ours = self.ours.get_or_init(|| {
-            let max = self.per_shard.saturating_mul(SHARDS);
-            Box::new(Signatures::new(max))
-        });
+        let ours = self
+            .ours
+            .get_or_init(|| Box::new(Signatures::new(self.max)));
         ours.bind(key, OURS, false, now, lifetime).is_ok()
     }
 
@@ -142,248 +155,102 @@ impl Signatures {
         now: Duration,
     ) -> Result<bool, Refusal> {
         self.refuse_ours(key, now)?;
-        let mut shard = self.shard(key);
-        shard.forget_expired(now);
-        match shard.entries.get(&key) {
+        let (mut bucket, key) = self.bucket(key);
+        match bucket.known(key, route, now.into(), &self.counts) {
             None => Ok(false),
-            Some(entry) if entry.route as usize != route => {
-                Err(Refusal::Replayed(Reuse::OtherRoute))
-            }
-            Some(entry) if entry.answered && once => Err(Refusal::Replayed(Reuse::Answered)),
-            Some(entry) => Ok(entry.expected_again),
+            Some(known) => accept(known, once).map(|()| known.expected_again),
         }
     }
 
     /// Notes that a known signature was answered 5xx, or not at all, and keeps it for as long as
     /// Tiki may send it again unchanged. At most half of the memory is kept so, lest a long outage
-    /// shuts out new calls; what finds no room is `out_of_window` when it comes late.
+    /// shuts out new calls; what finds no room is `out_of_window` when it comes late. A signature
+    /// whose time ended while its call ran is kept too, if it is still there.
     pub(super) fn expect_again(&self, key: SignatureKey, now: Duration) {
-        let mut guard = self.shard(key);
-        let shard = &mut *guard;
-        let Some(entry) = shard.entries.get_mut(&key) else {
-            return;
+        let until = Moment::from(now + RESEND_HORIZON);
+        let keep = || {
+            let (mut bucket, key) = self.bucket(key);
+            bucket.keep(key, until, &self.counts)
         };
-        if !entry.expected_again {
-            if shard.expected >= self.per_shard.div_ceil(2) {
-                return;
-            }
-            shard.expected += 1;
-            entry.expected_again = true;
+        if !keep() && self.sweep(now.into()) {
+            keep();
         }
-        entry.expires = entry.expires.max(now + RESEND_HORIZON);
     }
 
     /// Notes that the backend gave the call its final answer.
     pub(super) fn answered(&self, key: SignatureKey) {
-        if let Some(entry) = self.shard(key).entries.get_mut(&key) {
-            entry.answered = true;
-        }
+        let (mut bucket, key) = self.bucket(key);
+        bucket.set_answered(key);
     }
 
     /// Whether anything is remembered of it.
-    pub(super) fn knows(&self, key: SignatureKey) -> bool {
-        self.shard(key).entries.contains_key(&key)
+    pub(super) fn knows(&self, key: SignatureKey, now: Duration) -> bool {
+        let (mut bucket, key) = self.bucket(key);
+        bucket.knows(key, now.into(), &self.counts)
     }
 
-    /// Whether the backend gave the call its final answer.
+    /// Whether the backend gave the call its final answer. This and [`Signatures::answered`] are for calls
+    /// that were let in: if a signature's time ended meanwhile, what is still there of it counts.
     pub(super) fn is_answered(&self, key: SignatureKey) -> bool {
-        let shard = self.shard(key);
-        shard.entries.get(&key).is_some_and(|entry| entry.answered)
+        let (mut bucket, key) = self.bucket(key);
+        bucket.is_answered(key)
     }
 
     /// How many are remembered.
-    pub(super) fn len(&self) -> usize {
-        self.shards
-            .iter()
-            .map(|shard| lock(shard).entries.len())
-            .sum()
+    pub(super) fn len(&self, now: Duration) -> usize {
+        self.sweep(now.into());
+        self.counts.all.current()
     }
 
     /// Refuses what the gate made itself: it counts on no route.
     fn refuse_ours(&self, key: SignatureKey, now: Duration) -> Result<(), Refusal> {
-        let Some(ours) = self.ours.get() else {
-            return Ok(());
-        };
-        let mut shard = ours.shard(key);
-        shard.forget_expired(now);
-        match shard.entries.contains_key(&key) {
-            true => Err(Refusal::Replayed(Reuse::OtherRoute)),
-            false => Ok(()),
+        match self.ours.get() {
+            Some(ours) if ours.knows(key, now) => Err(Refusal::Replayed(Reuse::OtherRoute)),
+            _ => Ok(()),
         }
     }
 
-    fn shard(&self, key: SignatureKey) -> MutexGuard<'_, Shard> {
-        lock(&self.shards[key.spread(SHARDS)])
-    }
-}
-
-/// A panic while the lock was held leaves a map whose entries are each whole: go on with it.
-fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
-    shard.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Shard {
-    fn insert(&mut self, key: SignatureKey, route: usize, expires: Duration) {
-        let entry = Entry {
-            route: u32::try_from(route).unwrap_or(u32::MAX),
-            answered: false,
-            expected_again: false,
-            expires,
-        };
-        self.entries.insert(key, entry);
-        self.expiries.push(Reverse((expires, key.0)));
+    /// Cleans all buckets, or as many as may be swept at once; whether it did. Within one moment nothing
+    /// more is over, so that a second time would find nothing.
+    fn sweep(&self, now: Moment) -> bool {
+        let due = self.swept.fetch_max(now.0, Ordering::Relaxed) < now.0;
+        if due {
+            self.clean(SWEEP, now);
+        }
+        due
     }
 
-    fn forget_expired(&mut self, now: Duration) {
-        while let Some(&Reverse((due, key))) = self.expiries.peek() {
-            // The windows' bounds are inside them: so is an entry's last moment.
-            if due >= now {
-                return;
-            }
-            self.expiries.pop();
-            let key = SignatureKey(key);
-            match self.entries.get(&key) {
-                Some(entry) if entry.expires >= now => {
-                    self.expiries.push(Reverse((entry.expires, key.0)));
-                }
-                _ => {
-                    let gone = self.entries.remove(&key);
-                    let was_expected = gone.is_some_and(|entry| entry.expected_again);
-                    self.expected -= usize::from(was_expected);
-                }
-            }
+    /// Forgets what is over in the buckets whose turn it is, one after the other: nobody waits for all.
+    fn clean(&self, count: usize, now: Moment) {
+        let count = count.min(self.buckets.len());
+        let first = self.next.fetch_add(count, Ordering::Relaxed);
+        for turn in 0..count {
+            let bucket = &self.buckets[first.wrapping_add(turn) % self.buckets.len()];
+            lock(bucket).forget_expired(now, &self.counts);
         }
     }
+
+    /// A key's bucket, and its name there.
+    fn bucket(&self, key: SignatureKey) -> (MutexGuard<'_, Bucket>, u64) {
+        let buckets = self.buckets.len();
+        let bucket = lock(&self.buckets[key.spread(buckets)]);
+        (bucket, (key.0 >> buckets.ilog2()) as u64)
+    }
+}
+
+/// Whether a signature that is known counts on the route that asks.
+fn accept(known: Known, once: bool) -> Result<(), Refusal> {
+    match known {
+        Known { here: false, .. } => Err(Refusal::Replayed(Reuse::OtherRoute)),
+        Known { answered: true, .. } if once => Err(Refusal::Replayed(Reuse::Answered)),
+        _ => Ok(()),
+    }
+}
+
+/// A panic while the lock was held leaves entries that are each whole: go on with them.
+fn lock(bucket: &Mutex<Bucket>) -> MutexGuard<'_, Bucket> {
+    bucket.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MINUTE: Duration = Duration::from_secs(60);
-
-    fn key(number: u128) -> SignatureKey {
-        SignatureKey(number)
-    }
-
-    #[test]
-    fn a_signature_belongs_to_the_route_that_took_it_first() {
-        let signatures = Signatures::new(1000);
-        assert_eq!(signatures.bind(key(7), 1, false, MINUTE, MINUTE), Ok(false));
-        assert_eq!(signatures.bind(key(7), 1, false, MINUTE, MINUTE), Ok(true));
-        assert_eq!(
-            signatures.bind(key(7), 2, false, MINUTE, MINUTE),
-            Err(Refusal::Replayed(Reuse::OtherRoute))
-        );
-        assert_eq!(
-            signatures.recall(key(7), 2, false, MINUTE),
-            Err(Refusal::Replayed(Reuse::OtherRoute))
-        );
-    }
-
-    /// However many calls go out, no call that comes in finds less room; and none that went out comes in.
-    #[test]
-    fn what_the_gate_made_itself_counts_on_no_route_and_takes_nobodys_room() {
-        let signatures = Signatures::new(SHARDS);
-        for number in 0..SHARDS as u128 {
-            assert!(signatures.is_ours(key(number), MINUTE, MINUTE));
-        }
-        assert!(
-            !signatures.is_ours(key(SHARDS as u128), MINUTE, MINUTE),
-            "its own bound"
-        );
-        for number in 0..SHARDS as u128 {
-            let replayed = Err(Refusal::Replayed(Reuse::OtherRoute));
-            assert_eq!(
-                signatures.bind(key(number), 1, false, MINUTE, MINUTE),
-                replayed
-            );
-            assert_eq!(signatures.recall(key(number), 1, false, MINUTE), replayed);
-            let theirs = key(number + 1000 * SHARDS as u128);
-            assert_eq!(signatures.bind(theirs, 1, false, MINUTE, MINUTE), Ok(false));
-        }
-        // As long as any route would take it, and no longer.
-        assert_eq!(signatures.recall(key(1), 1, false, 3 * MINUTE), Ok(false));
-        assert!(signatures.is_ours(key(SHARDS as u128), 3 * MINUTE, MINUTE));
-    }
-
-    #[test]
-    fn a_finally_answered_signature_counts_once_where_that_is_asked() {
-        let signatures = Signatures::new(1000);
-        assert_eq!(signatures.bind(key(7), 1, true, MINUTE, MINUTE), Ok(false));
-        assert_eq!(signatures.bind(key(7), 1, true, MINUTE, MINUTE), Ok(true));
-        signatures.answered(key(7));
-        assert_eq!(
-            signatures.bind(key(7), 1, true, MINUTE, MINUTE),
-            Err(Refusal::Replayed(Reuse::Answered))
-        );
-        assert_eq!(signatures.bind(key(7), 1, false, MINUTE, MINUTE), Ok(true));
-    }
-
-    #[test]
-    fn entries_go_when_their_time_is_over_and_stay_when_extended() {
-        let signatures = Signatures::new(1000);
-        assert_eq!(
-            signatures.bind(key(64), 1, false, MINUTE, MINUTE),
-            Ok(false)
-        );
-        assert_eq!(
-            signatures.bind(key(128), 1, false, MINUTE, MINUTE),
-            Ok(false)
-        );
-        assert_eq!(signatures.recall(key(128), 1, false, MINUTE), Ok(false));
-        signatures.expect_again(key(128), MINUTE);
-        let later = 3 * MINUTE;
-        assert_eq!(signatures.recall(key(64), 1, false, later), Ok(false));
-        assert_eq!(signatures.recall(key(128), 1, false, later), Ok(true));
-        assert_eq!(signatures.len(), 1);
-        let last = MINUTE + RESEND_HORIZON;
-        assert_eq!(signatures.recall(key(128), 1, false, last), Ok(true));
-        let last = last + Duration::from_nanos(1);
-        assert_eq!(signatures.recall(key(128), 1, false, last), Ok(false));
-        assert_eq!(signatures.len(), 0);
-    }
-
-    #[test]
-    fn an_outage_leaves_half_of_the_memory_to_new_calls() {
-        let signatures = Signatures::new(4 * SHARDS);
-        let calls: Vec<_> = (0..4).map(|number| key(number * SHARDS as u128)).collect();
-        for call in &calls {
-            assert_eq!(signatures.bind(*call, 1, false, MINUTE, MINUTE), Ok(false));
-            signatures.expect_again(*call, MINUTE);
-        }
-        let later = 3 * MINUTE;
-        let kept = calls
-            .iter()
-            .filter(|call| signatures.recall(**call, 1, false, later) == Ok(true));
-        assert_eq!(kept.count(), 2);
-        assert_eq!(
-            signatures.bind(key(4 * SHARDS as u128), 1, false, later, MINUTE),
-            Ok(false)
-        );
-        // Where their time is over, others find room.
-        let much_later = MINUTE + RESEND_HORIZON + MINUTE;
-        assert_eq!(
-            signatures.bind(calls[0], 1, false, much_later, MINUTE),
-            Ok(false)
-        );
-        signatures.expect_again(calls[0], much_later);
-        assert_eq!(
-            signatures.recall(calls[0], 1, false, much_later + 2 * MINUTE),
-            Ok(true)
-        );
-    }
-
-    #[test]
-    fn a_full_memory_refuses_rather_than_forgets() {
-        let signatures = Signatures::new(SHARDS);
-        assert_eq!(signatures.bind(key(0), 1, false, MINUTE, MINUTE), Ok(false));
-        assert_eq!(
-            signatures.bind(key(64), 1, false, MINUTE, MINUTE),
-            Err(Refusal::Overloaded(Overload::Signatures))
-        );
-        assert_eq!(signatures.bind(key(0), 1, false, MINUTE, MINUTE), Ok(true));
-        let later = 2 * MINUTE + Duration::from_nanos(1);
-        assert_eq!(signatures.bind(key(64), 1, false, later, MINUTE), Ok(false));
-    }
-}
+mod tests;

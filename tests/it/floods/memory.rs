@@ -29,7 +29,7 @@ const BUFFER: usize = 2 * 16 * KIB;
 /// What TLS adds.
 const TLS: usize = 20 * KIB;
 /// The program, calls at the backend, and what the tables of signatures and addresses hold at most.
-const BASE: usize = 210 * MIB;
+const BASE: usize = 94 * MIB;
 
 /// The bound in bytes.
 pub(super) fn bound(sizes: Sizes) -> usize {

@@ -32,7 +32,7 @@ Deployment | GATE/securityContext/capabilities/add | ["NET_ADMIN"] | securityCon
 Deployment | GATE/securityContext/seccompProfile/type | "Unconfined" | securityContext
 Deployment | GATE/resources/requests/cpu | null | requests/cpu
 Deployment | GATE/resources/limits/cpu | "1" | limit of the CPU
-Deployment | GATE/resources/limits/memory | "256Mi" | the gate may need
+Deployment | GATE/resources/limits/memory | "160Mi" | the gate may need
 Deployment | GATE/volumeMounts/0/subPath | "tikigate.toml" | subPath
 Deployment | GATE/volumeMounts/1/readOnly | null | not read-only
 Deployment | GATE/volumeMounts/2/name | "elsewhere" | no such volume
@@ -110,7 +110,7 @@ PodMonitor | /spec/selector | null | selector
 const SIDECAR_CONFIGURATION: &str = r#"
 workers = 2 | | every core
 max_connections = 2000 | max_connections = 4000 | the gate may need
-max_remembered = 200000 | max_remembered = 900000 | the gate may need
+max_remembered = 200000 | max_remembered = 9000000 | the gate may need
 drain_within = "75s" | drain_within = "125s" | terminationGracePeriodSeconds
 drain_delay = "5s" | drain_delay = "9s" | the backend's preStop
 require_existing = true | require_existing = false | require_existing

@@ -377,7 +377,7 @@ fn memory_bound(settings: &Settings, sqlite: bool) -> u64 {
         + calls * (body + answer + 64 * KIB)
         + workers * addresses * 64 * 64 * KIB
         + bytes(settings.signature.max_remembered)
-            * 140
+            * 18
             * if settings.outbound.is_some() { 2 } else { 1 }
         + 12 * MIB
         + (workers + 2) * 2 * MIB
