@@ -7,6 +7,7 @@ the script that started it.
 import base64
 import hashlib
 import hmac
+import itertools
 import os
 import pathlib
 import shutil
@@ -43,13 +44,6 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def signed(body):
-    timestamp = str(int(time.time() * 1000))
-    payload = f"{timestamp}.{CLIENT}.".encode() + body
-    encoded = base64.urlsafe_b64encode(payload).rstrip(b"=")
-    return timestamp, hmac.new(SECRET.encode(), encoded, hashlib.sha256).hexdigest()
-
-
 def request(path, number, size, forge=False, reason="", client=CLIENT):
     """A signed call, as bytes: the message of this number, with a body of this size."""
     body = (
@@ -59,14 +53,20 @@ def request(path, number, size, forge=False, reason="", client=CLIENT):
     if path.endswith("refund"):
         body = body.replace('"status":"SUCCESS","reason_of_the_call"', f'"request_id":"r-{number}","reason"')
     body = (body + reason + "x" * (size - len(body) - len(reason) - 2) + '"}').encode()
-    timestamp, signature = signed(body)
+    return head(path, body, int(time.time() * 1000), forge, client) + body
+
+
+def head(path, body, timestamp, forge=False, client=CLIENT):
+    """What stands before a body that was signed at this time, in milliseconds."""
+    payload = f"{timestamp}.{CLIENT}.".encode() + body
+    encoded = base64.urlsafe_b64encode(payload).rstrip(b"=")
+    signature = hmac.new(SECRET.encode(), encoded, hashlib.sha256).hexdigest()
     if forge:
         signature = signature[:-1] + ("1" if signature[-1] == "0" else "0")
-    head = (
+    return (
         f"POST {path} HTTP/1.1\r\nHost: gate\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         f"X-Tikivip-Timestamp: {timestamp}\r\nX-Tikivip-Client-Id: {client}\r\nX-Tikivip-Signature: {signature}\r\n\r\n"
-    )
-    return head.encode() + body
+    ).encode()
 
 
 # wrk's own requests would be one and the same: this hands out prepared ones, in their order.
@@ -74,13 +74,14 @@ WRK_SCRIPT = """
 function init(args)
   local file = assert(io.open("%(file)s", "rb"))
   requests, at = {}, 0
+  body = file:read(tonumber(file:read(8)))
   while true do
     local size = file:read(8)
     if not size then break end
     requests[#requests + 1] = file:read(tonumber(size))
   end
 end
-function request() at = at + 1; return requests[at] or os.exit(9) end
+function request() at = at + 1; return (requests[at] or os.exit(9)) .. body end
 function done(summary, latency)
   local errors = summary.errors
   io.write(string.format("RESULT %%d %%d %%d %%d %%d %%d\\n", summary.requests, summary.duration, latency:percentile(50),
@@ -89,10 +90,10 @@ end
 """
 
 
-def write_calls(file, calls):
-    """Prepared calls as wrk's script reads them."""
+def write_calls(file, calls, body=b""):
+    """Prepared calls as wrk's script reads them. With a body, they are the heads of calls that all have it."""
     with open(file, "wb") as to:
-        for text in calls:
+        for text in itertools.chain([body], calls):
             to.write(b"%8d" % len(text) + text)
 
 
@@ -216,7 +217,7 @@ uwsgi_temp_path {directory}/u{port}; scgi_temp_path {directory}/s{port}; {http}
     return Process(command, port, directory / f"nginx-{port}.log")
 
 
-def tikigate(folder, admin, backend, ledger, workers=1, tls=None, more="", binary=None, before=()):
+def tikigate(folder, admin, backend, ledger, workers=1, tls=None, more="", remembered=16_000_000, binary=None, before=()):
     """A gate whose configuration and log lie in this folder. `ledger` holds the lines of [ledger].
 
     Starting it again in the same folder is a restart. `more` are further lines of [server]; `before` is put
@@ -228,7 +229,7 @@ def tikigate(folder, admin, backend, ledger, workers=1, tls=None, more="", binar
     secret.touch(mode=0o600)
     secret.write_text(SECRET)
     if tls:
-        more += f'tls = {{ certificate = "{tls.certificate}", private_key = "{tls.key}" }}'
+        more += f'\ntls = {{ certificate = "{tls.certificate}", private_key = "{tls.key}" }}'
     config = folder / "tikigate.toml"
     config.write_text(
         f"""[server]
@@ -243,7 +244,7 @@ listen = "127.0.0.1:{admin}"
 url = "http://127.0.0.1:{backend}"
 max_in_flight = 256
 [signature]
-max_remembered = 16000000
+max_remembered = {remembered}
 [[clients]]
 id = "{CLIENT}"
 secrets = [{{ name = "now", file = "secret" }}]

@@ -13,12 +13,15 @@ threads, the kernel's work excepted.
 Valgrind knows no SHA instructions, so SHA-256 is computed without them: some 2,000 instructions a block of 64
 bytes, where the CPU's own need some 150. So its share stands apart, and `instructions` is the rest.
 
-Installs nothing: needs Debian's valgrind and nginx. Builds the gate (cargo build --profile profiling).
+Installs nothing: needs Debian's valgrind and nginx. Builds the gate (cargo build --profile profiling). `tests/run`
+prints this, and fails on more allocations than are held to.
 """
 
 import argparse
+import collections
 import json
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -46,10 +49,12 @@ def main():
     parser.add_argument("--kind", default="good", choices=KINDS, help="what the calls are")
     parser.add_argument("--size", type=int, default=300, help="bytes of a body")
     parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--parts", type=int, default=16, help="show so many parts of the program")
     parser.add_argument("--functions", type=int, default=0, help="show so many functions, by their own instructions")
     parser.add_argument("--below", default="", help="and what they cost with all that they call, of functions with this in their name")
     parser.add_argument("--ledger", default="memory", choices=("memory", "sqlite"))
     parser.add_argument("--binary", help="count this one, with its names, and build none")
+    parser.add_argument("--most-allocations", type=float, help="fail if there are more")
     parser.add_argument("--keep", help="where callgrind's own files are to be kept, for callgrind_annotate")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -61,6 +66,9 @@ def main():
         profile = counted(pathlib.Path(directory), args)
     sha = sum(cost for name, cost in profile.own.items() if SHA in name)
     allocations = sum(profile.calls[name] for name in ("malloc", "calloc", "realloc", "posix_memalign", "aligned_alloc"))
+    # Were one of them called otherwise, the figures would be silently wrong.
+    if not allocations or (not sha and args.kind != "unknown"):
+        sys.exit("the profile has no function that computes SHA-256, or none that allocates: what are they called now?")
     result = {
         "path": args.path,
         "size": args.size,
@@ -73,7 +81,9 @@ def main():
         return
     print(f"a request to {args.path} with {args.size} B, the mean of {args.requests}:")
     print(f"  {result['instructions']:,.0f} instructions, and {result['sha256_in_software']:,.0f} for SHA-256 in software")
-    print(f"  {result['allocations']:.2f} allocations")
+    print(f"  {result['allocations']:.2f} allocations", flush=True)
+    for part, cost in parts(profile).most_common(args.parts):
+        print(f"  {cost / args.requests:10,.0f}  {part}")
     for name, cost in profile.own.most_common(args.functions):
         print(f"  {cost / args.requests:10,.0f}  {profile.calls[name] / args.requests:7.2f} calls  {name[:150]}")
     if args.below:
@@ -81,6 +91,34 @@ def main():
         shown = [(cost, name) for name, cost in profile.inclusive.items() if args.below in name]
         for cost, name in sorted(shown, reverse=True)[:80]:
             print(f"  {cost / args.requests:10,.0f}  {profile.calls[name] / args.requests:7.2f} calls  {name[:150]}")
+    if args.most_allocations and result["allocations"] > args.most_allocations:
+        sys.exit(f"benches/path: {result['allocations']:.2f} allocations a request, at most {args.most_allocations:g} are held to")
+
+
+# What has no crate in its name: the C library's and SQLite's functions.
+C_PARTS = (
+    (r"^(__)?mem(cpy|move|set|cmp)", "memory copied and compared (libc)"),
+    (r"^_?_?(int_)?(malloc|calloc|realloc|free|posix_memalign|unlink_chunk|malloc_consolidate|sysmalloc)", "allocator (libc)"),
+    (r"^(sqlite3|wal|btree|pager|pcache|vdbe|balance|unix|releaseMem|moveTo|insertCell|allocate|page|readDb|serialGet|applyAffinity)",
+     "sqlite"),
+)
+
+
+def parts(profile):
+    """Instructions by crate, and by module of the gate's own."""
+    found = collections.Counter()
+    for name, cost in profile.own.items():
+        if SHA in name:
+            continue
+        crate = re.search(r"\b([a-z][a-z0-9_]*)::", name)
+        if crate and crate[1] == "tikigate":
+            part = re.search(r"tikigate::\w+", name)[0]
+        elif crate:
+            part = crate[1]
+        else:
+            part = next((part for pattern, part in C_PARTS if re.match(pattern, name)), "other C")
+        found[part] += cost
+    return found
 
 
 def counted(directory, args):

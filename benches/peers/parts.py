@@ -14,10 +14,12 @@ import time
 
 import proxies
 from cgroup import Quota
-from common import BINARY, CLIENT, MEMORY, REPO, SQLITE, Process, free_port, load, nginx, request, say, write_calls
+from common import BINARY, MEMORY, REPO, SQLITE, free_port, head, load, nginx, request, say, write_calls
 
 # Numbers of messages, over the whole run.
 NUMBERS = itertools.count(1)
+# From this many bytes on calls share a body.
+LARGE = 32 * 1024
 UNKNOWN = "nobody-is-configured-with-this-1"
 
 
@@ -45,17 +47,28 @@ class Calls:
         self.directory, self.seconds, self.made = directory, seconds, {}
 
     def of(self, target):
-        wanted = int((target.rate or 90_000 * 300 / max(300, target.size * 5)) * 1.6 * self.seconds) + 2_000
+        wanted = int((target.rate or (60_000 if target.size < LARGE else 10_000)) * 1.6 * self.seconds) + 2_000
         file, count = self.made.get(target.kind(), (None, 0))
         if count < wanted:
             file = self.directory / f"calls-{len(self.made)}"
-            write_calls(file, self.texts(target, wanted))
+            if target.size < LARGE:
+                write_calls(file, self.texts(target, wanted))
+            else:
+                self.write_large(file, target, wanted)
             self.made[target.kind()] = file, wanted
         return file
 
     def texts(self, target, wanted):
         make = lambda: request(target.path, next(NUMBERS), target.size, **target.calls)
         return itertools.repeat(make(), wanted) if target.repeat else (make() for _ in range(wanted))
+
+    def write_large(self, file, target, wanted):
+        """Calls that have one body and differ by the time of their signature: gigabytes would come from the disk."""
+        body = b"x" * target.size
+        now = int(time.time() * 1000)
+        # Within the time window, which is minutes.
+        times = (now - place for place in range(wanted))
+        write_calls(file, (head(target.path, body, at) for at in times), body)
 
 
 def turn(target, file, seconds):
@@ -231,7 +244,8 @@ def memory(directory, args):
     result = {"requests": args.million, "connections": args.idle}
     with running() as start:
         backend = start(nginx(directory, free_port())).port
-        gate = start(proxies.gate(directory / "gate-memory", backend, MEMORY))
+        # Each is remembered: a few more than there are.
+        gate = start(proxies.gate(directory / "gate-memory", backend, MEMORY, remembered=2 * args.million))
         result["fresh_mib"] = gate.rss_mib()
         target = Target("memory", gate)
         done = 0

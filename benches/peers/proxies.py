@@ -112,9 +112,9 @@ def envoy(program, directory, backend):
     return Process(command, port, directory / "envoy.log")
 
 
-def gate(directory, backend, ledger, tls=None, workers=1):
+def gate(directory, backend, ledger, tls=None, **more):
     """The gate, everything on: limits, signature memory, log line, metrics."""
-    return tikigate(directory, free_port(), backend, ledger, workers=workers, tls=tls)
+    return tikigate(directory, free_port(), backend, ledger, tls=tls, **more)
 
 
 class Certificate:

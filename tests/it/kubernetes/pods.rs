@@ -363,10 +363,10 @@ fn memory_bound(settings: &Settings, sqlite: bool) -> u64 {
         .iter()
         .map(|upstream| bytes(upstream.max_in_flight))
         .sum();
-    let addresses: u64 = settings
+    let kept: u64 = settings
         .upstreams
         .iter()
-        .map(|upstream| bytes(upstream.endpoints.len()))
+        .map(|upstream| bytes(upstream.endpoints.len()) * bytes(upstream.max_in_flight.min(256)))
         .sum();
     let workers = bytes(server.workers);
     let head = bytes(server.head_limit).max(16 * KIB);
@@ -375,7 +375,7 @@ fn memory_bound(settings: &Settings, sqlite: bool) -> u64 {
         + bytes(server.max_connections) * (14 * KIB + 2 * head)
         + bytes(server.max_in_flight) * 2 * body
         + calls * (body + answer + 64 * KIB)
-        + workers * addresses * 64 * 64 * KIB
+        + workers * kept * 64 * KIB
         + bytes(settings.signature.max_remembered)
             * 18
             * if settings.outbound.is_some() { 2 } else { 1 }
