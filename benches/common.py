@@ -13,6 +13,7 @@ import pathlib
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -128,6 +129,25 @@ def send(port, call):
         answer = connection.recv(65536)
     if not answer.startswith(b"HTTP/1.1 200 "):
         sys.exit(f"a call was not taken: {answer.decode(errors='replace')}")
+
+
+def trusting():
+    """How a caller speaks TLS that takes any certificate."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def connect(port, context):
+    """A connection after one request, which is answered that there is nothing; with a context, by TLS."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+    if context:
+        connection = context.wrap_socket(connection)
+    connection.sendall(b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    answer = connection.recv(65536)
+    if not answer.startswith(b"HTTP/1.1 404"):
+        sys.exit(f"not answered as it should: {answer!r}")
+    return connection
 
 
 class Process:

@@ -22,8 +22,6 @@ import argparse
 import pathlib
 import resource
 import re
-import socket
-import ssl
 import statistics
 import subprocess
 import sys
@@ -31,12 +29,11 @@ import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from common import BINARY, CLIENT, SECRET, Process, free_port, prepare
+from common import BINARY, CLIENT, SECRET, Process, connect, free_port, prepare, trusting
 
 KEYS = {"ECDSA-P-256": "ec -pkeyopt ec_paramgen_curve:P-256", "RSA-2048": "rsa:2048"}
 # HAProxy reserves two open files for each connection, of which a usual limit is 20,000.
 PEER_MOST = 9_900
-REQUEST = b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def certificate(folder, kind):
@@ -162,17 +159,6 @@ def handshakes(folder, args):
             server.stop()
 
 
-def connect(port, context):
-    connection = socket.create_connection(("127.0.0.1", port), timeout=30)
-    if context:
-        connection = context.wrap_socket(connection)
-    connection.sendall(REQUEST)
-    answer = connection.recv(65536)
-    if not answer.startswith(b"HTTP/1.1 404"):
-        sys.exit(f"not answered as it should: {answer!r}")
-    return connection
-
-
 def idle(folder, args):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < args.idle + 100:
@@ -180,8 +166,7 @@ def idle(folder, args):
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     print(f"Resident memory of {args.idle} idle connections")
     tls = certificate(folder / "idle", KEYS["ECDSA-P-256"])
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context = trusting()
     for name, start in (("gate", gate), ("haproxy", haproxy)):
         for shown, with_tls, by in (("plain", None, None), ("TLS", tls, context)):
             server = start(folder / f"idle-{name}-{shown}", with_tls)

@@ -29,7 +29,7 @@ import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from callgrind import Profile
-from common import MEMORY, REPO, SQLITE, free_port, nginx, request, say, tikigate
+from common import MEMORY, REPO, SQLITE, free_port, nginx, request, tikigate
 
 BINARY = REPO / "target/profiling/tikigate"
 SHA = "compress256"

@@ -3,10 +3,7 @@
 import contextlib
 import itertools
 import json
-import re
 import resource
-import socket
-import ssl
 import statistics
 import subprocess
 import sys
@@ -14,7 +11,7 @@ import time
 
 import proxies
 from cgroup import Quota
-from common import BINARY, MEMORY, REPO, SQLITE, free_port, head, load, nginx, request, say, write_calls
+from common import BINARY, MEMORY, REPO, SQLITE, connect, free_port, head, load, nginx, request, say, trusting, write_calls
 
 # Numbers of messages, over the whole run.
 NUMBERS = itertools.count(1)
@@ -232,9 +229,6 @@ def workers(directory, args):
     return {"bounded_per_second": to_one("per_second", ", bounded"), "cpu_us": to_one("cpu_us"), "turns": named}
 
 
-REQUEST = b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n"
-
-
 def memory(directory, args):
     """Resident memory: fresh, with 64 connections after many requests, and for each idle connection."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -256,9 +250,7 @@ def memory(directory, args):
             say(f"  {done:,} requests, {figure['rss_mib']:.1f} MiB")
         result["after_mib"] = gate.rss_mib()
         certificate = proxies.Certificate(directory)
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        for name, tls, by in (("idle_kib", None, None), ("idle_tls_kib", certificate, context)):
+        for name, tls, by in (("idle_kib", None, None), ("idle_tls_kib", certificate, trusting())):
             more = 'max_connections = 100000\nidle_timeout = "3600s"'
             gate = start(proxies.gate(directory / name, backend, MEMORY, tls, more=more))
             connect(gate.port, by).close()
@@ -270,18 +262,6 @@ def memory(directory, args):
             for connection in held:
                 connection.close()
     return result
-
-
-def connect(port, context):
-    """A connection after one answer."""
-    connection = socket.create_connection(("127.0.0.1", port), timeout=30)
-    if context:
-        connection = context.wrap_socket(connection)
-    connection.sendall(REQUEST)
-    answer = connection.recv(65536)
-    if not answer.startswith(b"HTTP/1.1 404"):
-        sys.exit(f"not answered as it should: {answer!r}")
-    return connection
 
 
 def records(directory, args):

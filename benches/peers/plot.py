@@ -14,7 +14,7 @@ def bars(rows, machine):
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
         f'font-family="system-ui, sans-serif" font-size="13" role="img">',
-        f'<title>CPU time per request of tikigate and other proxies</title>',
+        '<title>CPU time per request of tikigate and other proxies</title>',
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
         f'<text x="16" y="26" font-size="16" font-weight="600" fill="{INK}">CPU time of the proxy per request, µs</text>',
         f'<text x="16" y="46" fill="{PALE}">300-byte signed calls, 64 connections, one worker each; less is better. '
