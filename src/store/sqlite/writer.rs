@@ -66,7 +66,7 @@ pub trait Job: Send {
     /// of the jobs and before any reply.
     fn follow(&mut self) {}
 
-    /// Reply, in the runtime that the job was submitted in where there is one: see [`Doorbell`].
+    /// Reply. This is called in the runtime that the job was submitted in, where there is one.
     fn committed(self: Box<Self>);
 
     /// Nothing of the batch counts, though some of it may turn out to be on disk. What has to be
