@@ -150,6 +150,15 @@ def connect(port, context):
     return connection
 
 
+def answer_to(port, call, context=None):
+    """The status that one call is answered."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        speaking = context.wrap_socket(connection) if context else connection
+        speaking.sendall(call)
+        answer = speaking.recv(65536)
+    return int(answer.split()[1]) if answer.startswith(b"HTTP/1.1 ") else 0
+
+
 class Process:
     """A server of this run, with the CPU time of all its processes."""
 

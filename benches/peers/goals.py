@@ -11,10 +11,12 @@ def judge(results):
             found.append({"case": case, "value": value, "bound": bound, "unit": unit, "at_least": at_least, "met": met})
 
     def row(part, name, key):
-        """The median of a row's figure, if the run has it."""
+        """The median of a row's figure, if the run has it. What was not answered as it should be costs less: such
+        a row reaches nothing."""
         for candidate in results.get(part, []):
             if candidate["target"] == name and candidate[key]:
-                return candidate[key][0]
+                failed = any(figure["failures"] for figure in candidate["rounds"])
+                return float("inf") if failed else candidate[key][0]
         return None
 
     def of(part, key, index=None):
@@ -36,8 +38,8 @@ def judge(results):
     goal("p99 to HAProxy checking: verify only", row("targets", verify, "haproxy_p99"), 1.00)
     goal("p99 of refunds", row("targets", "tikigate, refund", "p99_ms"), 15, " ms")
     goal("CPU of a refund with many records, to few", of("records", "refund_cpu_ratio", 0), 1.25)
-    goal("requests a second of two workers, to one", of("workers", "bounded_per_second", 0), 1.8, at_least=True)
-    goal("resident memory after many requests", of("memory", "after_mib"), 24, " MiB")
+    goal("requests a second of two workers to one, each bound to a fifth of a core", of("workers", "bounded_per_second", 0), 1.8, at_least=True)
+    goal("resident memory after a million requests, all remembered", of("memory", "after_mib"), 24, " MiB")
     goal("resident memory of an idle connection", of("memory", "idle_kib"), 10, " KiB")
     goal("instructions of a forwarded request, verify only", of("path", "instructions"), 30_000)
     goal("allocations of a forwarded request, verify only", of("path", "allocations"), 20)

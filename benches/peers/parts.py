@@ -11,7 +11,7 @@ import time
 
 import proxies
 from cgroup import Quota
-from common import BINARY, MEMORY, REPO, SQLITE, connect, free_port, head, load, nginx, request, say, trusting, write_calls
+from common import BINARY, MEMORY, REPO, SQLITE, answer_to, connect, free_port, head, load, nginx, request, say, trusting, write_calls
 
 # Numbers of messages, over the whole run.
 NUMBERS = itertools.count(1)
@@ -31,6 +31,13 @@ class Target:
         self.calls = calls
         self.rate = 0
         self.figures = []
+
+    def look(self):
+        """Sees that a call is answered as it should be: wrk only tells good from bad."""
+        call = request(self.path, next(NUMBERS), min(self.size, 4096), **self.calls)
+        status = answer_to(self.process.port, call, trusting() if self.tls else None)
+        if status != self.status:
+            sys.exit(f"{self.name}: a call was answered {status}, and {self.status} is right")
 
     def kind(self):
         """Targets of one kind are sent the same calls in a round."""
@@ -85,13 +92,15 @@ def turn(target, file, seconds):
     }
 
 
-def rounds(targets, directory, args):
+def rounds(targets, directory, args, choose=True):
     """All targets in turn, as often as wanted."""
-    if args.targets:
+    if args.targets and choose:
         chosen = [target for target in targets if any(word in target.name for word in args.targets)]
         targets[:] = chosen or targets
     folder = directory / "turns"
     folder.mkdir(exist_ok=True)
+    for target in targets:
+        target.look()
     for number in range(args.rounds + 1):
         calls = Calls(folder, args.seconds)
         for target in targets:
@@ -213,14 +222,14 @@ def workers(directory, args):
         backend = start(nginx(directory, free_port())).port
         gates = {count: start(proxies.gate(directory / f"gate-{count}", backend, MEMORY, workers=count)) for count in (1, 2)}
         free = [Target(f"{count} workers", gate) for count, gate in gates.items()]
-        rounds(free, directory, args)
+        rounds(free, directory, args, choose=False)
         with contextlib.ExitStack() as bounds:
             for gate in gates.values():
                 threads = gate.threads("worker-")
                 for number, thread in enumerate(threads):
                     bounds.enter_context(Quota(f"{gate.port}-{number}", [thread], share=0.2))
             bound = [Target(f"{count} workers, bounded", gate) for count, gate in gates.items()]
-            rounds(bound, directory, args)
+            rounds(bound, directory, args, choose=False)
     named = {target.name: target.figures for target in free + bound}
 
     def to_one(key, kind=""):

@@ -30,6 +30,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::admin::{self, AdminSettings};
+use crate::client::kept_at_most;
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::gate::{Calls, Common, Current, Gate};
@@ -449,10 +450,12 @@ fn spawn(
 
 /// Connections that there may be at once, of callers and to backends.
 fn descriptors(settings: &Settings) -> usize {
-    let backends = settings
-        .upstreams
-        .iter()
-        .map(|upstream| upstream.max_in_flight);
+    let workers = settings.server.workers;
+    let backends = settings.upstreams.iter().map(|upstream| {
+        let kept = kept_at_most(upstream.max_in_flight, workers);
+        let at_all_addresses = kept.saturating_mul(workers * upstream.endpoints.len());
+        upstream.max_in_flight.saturating_add(at_all_addresses)
+    });
     backends.fold(settings.server.max_connections, usize::saturating_add)
 }
 

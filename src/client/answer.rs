@@ -142,7 +142,10 @@ pub(super) async fn exchange(
     request: Box<Request<Bytes>>,
     limit: usize,
 ) -> Result<BackendAnswer, SendFault> {
-    let mut response = pin!(link.sender.send_request(request.map(Full::new)));
+    let sending = link.sender.send_request(request.map(Full::new));
+    // Whether the answer is there must not depend on what else the task has done in this turn: told to come
+    // back later, it would wait for a wake-up that `quiet` swallows.
+    let mut response = pin!(tokio::task::unconstrained(sending));
     let mut begun = false;
     let response = poll_fn(|cx| {
         // First as if nobody had to be woken: see `quiet`. A request that hasn't gone out has no answer.

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 pub use answer::{BackendAnswer, SendFault, SendFaultKind, Sent};
 pub use connect::{ConnectFault, ConnectFaultKind};
+pub use pool::kept_at_most;
 
 use crate::config::Endpoint;
 use connect::Target;
@@ -76,9 +77,21 @@ impl Upstream {
     /// # Panics
     /// The settings have no such address.
     pub fn to(settings: Arc<crate::config::Upstream>, index: usize) -> Self {
+        Self::beside_others(settings, index, 1)
+    }
+
+    /// The same for one of so many workers, which share what the backend bears.
+    ///
+    /// # Panics
+    /// The settings have no such address.
+    pub fn beside_others(
+        settings: Arc<crate::config::Upstream>,
+        index: usize,
+        workers: usize,
+    ) -> Self {
         let shared = Shared {
             target: Target::from(&settings.endpoints[index]),
-            pool: Pool::new(settings.max_in_flight),
+            pool: Pool::new(kept_at_most(settings.max_in_flight, workers)),
             linger: Linger::new(),
             settings,
         };

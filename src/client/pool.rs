@@ -19,10 +19,20 @@ use super::stream::{Meter, MeteredStream, Socket};
 /// the backend closes is lost with an unknown outcome, and a new connection costs far less.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Kept connections per worker at most. So many were in use at once a moment ago; where fewer are kept than
-/// run at once, calls that end together close what the next ones have to open again, which costs more than
-/// all the rest of a call.
-const MAX_IDLE: usize = 256;
+/// Kept connections per worker and address: up to so many, however many workers there are, and more where a
+/// worker's part of `max_in_flight` is more, up to the second number.
+///
+/// Where fewer are kept than run at once, calls that end together close what the next ones have to open
+/// again, which costs more than all the rest of a call. And a backend with a thread for each connection
+/// must not have all of them held by connections that nobody uses: `max_in_flight` is what it is said to bear.
+const KEPT: usize = 64;
+const MOST_KEPT: usize = 256;
+
+/// How many connections to one address of a backend each of so many workers keeps at most.
+pub fn kept_at_most(max_in_flight: usize, workers: usize) -> usize {
+    let part = max_in_flight.div_ceil(workers.max(1));
+    max_in_flight.min(KEPT).max(part.min(MOST_KEPT))
+}
 
 /// The head of an answer at most, in bytes. (The library bounds its fields to 100.)
 const HEAD_LIMIT: usize = 64 * 1024;
@@ -121,11 +131,11 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Never keeps more connections than calls may run at once.
-    pub(super) fn new(max_in_flight: usize) -> Self {
+    /// Keeps so many connections at most.
+    pub(super) fn new(capacity: usize) -> Self {
         Self {
             idle: Mutex::default(),
-            capacity: max_in_flight.min(MAX_IDLE),
+            capacity,
         }
     }
 
@@ -166,5 +176,31 @@ impl Pool {
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Box<Link>>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By `max_in_flight` and workers.
+    #[test]
+    fn as_many_are_kept_as_a_worker_uses_and_no_more_than_a_backend_bears() {
+        for (max_in_flight, workers, kept) in [
+            (1, 1, 1),
+            (64, 1, 64),
+            (64, 4, 64),
+            (256, 1, 256),
+            (256, 2, 128),
+            (257, 2, 129),
+            (256, 8, 64),
+            (100_000, 2, 256),
+        ] {
+            assert_eq!(
+                kept_at_most(max_in_flight, workers),
+                kept,
+                "{max_in_flight}, {workers}"
+            );
+        }
     }
 }

@@ -127,7 +127,10 @@ impl Gate {
         random: u64,
     ) -> Arc<Self> {
         let upstreams = common.settings.upstreams.iter();
-        let upstreams = upstreams.map(addresses_of).collect();
+        let workers = common.settings.server.workers;
+        let upstreams = upstreams
+            .map(|settings| addresses_of(settings, workers))
+            .collect();
         Arc::new(Self {
             confirmer: common.confirmer().map(Arc::new),
             common,
@@ -147,9 +150,10 @@ impl Gate {
             };
             known.find(same).cloned()
         };
+        let workers = common.settings.server.workers;
         let upstreams = common.settings.upstreams.iter();
         let upstreams = upstreams
-            .map(|settings| kept(settings).unwrap_or_else(|| addresses_of(settings)))
+            .map(|settings| kept(settings).unwrap_or_else(|| addresses_of(settings, workers)))
             .collect();
         let confirmer = self.confirmer.clone();
         Arc::new(Self {
@@ -239,9 +243,9 @@ where
 }
 
 /// A worker's ways to the addresses of a backend.
-fn addresses_of(settings: &Arc<config::Upstream>) -> Vec<Upstream> {
+fn addresses_of(settings: &Arc<config::Upstream>, workers: usize) -> Vec<Upstream> {
     let addresses = 0..settings.endpoints.len();
     addresses
-        .map(|index| Upstream::to(Arc::clone(settings), index))
+        .map(|index| Upstream::beside_others(Arc::clone(settings), index, workers))
         .collect()
 }

@@ -2,6 +2,8 @@
 
 mod connections;
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -429,4 +431,35 @@ fn an_upstream_can_be_shared() {
         let reserved = upstream.reserve(Fresh, far()).await.unwrap();
         reserved.send(refund("{}"), far(), LIMIT).await
     });
+}
+
+/// However little a task may still do in its turn, an answer that is there is read.
+#[tokio::test]
+async fn a_task_that_has_used_up_its_turn_gets_its_answer() {
+    /// Leaves at most so much of every turn, which is 128 units.
+    async fn leaving<F: Future>(left: usize, future: F) -> F::Output {
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            for _ in left..128 {
+                let spent = pin!(tokio::task::consume_budget()).poll(cx);
+                assert!(spent.is_ready());
+            }
+            future.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    let backend = Backend::start(|_| Answer::success().into()).await;
+    let upstream = upstream(&backend);
+    for left in 1..24 {
+        for kind in [Fresh, Pooled] {
+            let reserved = upstream.reserve(kind, far()).await.unwrap();
+            let sending = reserved.send(refund("{}"), far(), LIMIT);
+            // A task of its own, whose turns begin with nothing used up.
+            let task = tokio::spawn(leaving(left, sending));
+            let answered = tokio::time::timeout(Duration::from_secs(5), task).await;
+            let answer = answered.expect("an answer in time").unwrap().unwrap();
+            assert_eq!(answer.status, 200, "{left} units left");
+        }
+    }
 }

@@ -38,9 +38,8 @@ const SMALL_CACHE_KIB: i64 = 4 * 1024;
 const CACHE_KIB: i64 = 16 * 1024;
 const SMALL_PAGES: i64 = 262_145;
 
-/// Pages in the log at which it is brought back into the file: some 64 MiB. At a quarter of that, pages that
-/// change again and again are brought in four times as often, and calls wait longer for the disk.
-const CHECKPOINT_PAGES: u64 = 16_000;
+/// Pages in the log at which it is brought back into the file: some 16 MiB.
+const CHECKPOINT_PAGES: u64 = 4000;
 
 /// How long another program's write may keep the writer waiting.
 pub(super) const BUSY: Duration = Duration::from_secs(1);

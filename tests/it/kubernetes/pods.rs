@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tikigate::client::kept_at_most;
 use tikigate::config::Settings;
 
 use super::laid::text;
@@ -366,7 +367,10 @@ fn memory_bound(settings: &Settings, sqlite: bool) -> u64 {
     let kept: u64 = settings
         .upstreams
         .iter()
-        .map(|upstream| bytes(upstream.endpoints.len()) * bytes(upstream.max_in_flight.min(256)))
+        .map(|upstream| {
+            let kept = kept_at_most(upstream.max_in_flight, server.workers);
+            bytes(upstream.endpoints.len()) * bytes(kept)
+        })
         .sum();
     let workers = bytes(server.workers);
     let head = bytes(server.head_limit).max(16 * KIB);
