@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use tokio::runtime::{Handle, Id};
 use tokio::sync::Notify;
 
+use super::batch::Job;
 use super::lock;
-use super::writer::Job;
 
 /// The way to the tasks of one runtime.
 #[derive(Default)]
@@ -93,7 +93,7 @@ impl Drop for Porter {
 #[cfg(test)]
 mod tests {
     use super::super::StoreError;
-    use super::super::writer::Batch;
+    use super::super::batch::Batch;
     use super::*;
     use tokio::sync::oneshot;
 

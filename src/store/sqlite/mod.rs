@@ -21,6 +21,7 @@
 //! - Another process has the file: refused, with its process id.
 
 mod backup;
+mod batch;
 mod checkpoint;
 mod doorbell;
 mod file;
@@ -46,12 +47,12 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 pub use backup::{Draft, Told};
+pub use batch::{Batch, Job};
 pub use meta::{Meta, Quarantine};
 pub use open::{OpenError, Options};
 pub use restore::{Restored, Restoring};
 pub use snapshot::Snapshot;
 pub use verify::{Checked, SeenWatermark, check_file, check_watermark};
-pub use writer::{Batch, Job};
 
 use checkpoint::Checkpointer;
 use reader::Reader;

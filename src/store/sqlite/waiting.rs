@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 use tokio::sync::oneshot;
 
-use super::writer::{BATCH, Ordered, QUEUE};
+use super::batch::Ordered;
+use super::writer::{BATCH, QUEUE};
 
 /// Jobs that can wait which a batch takes at least, however full it is of others.
 const LEAST_LATER: usize = 16;

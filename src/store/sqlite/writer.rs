@@ -8,13 +8,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rusqlite::Connection;
 use rusqlite::hooks::Wal;
-use rusqlite::{CachedStatement, Connection};
-use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
+use super::batch::{Batch, Job, Ordered, reply};
 use super::checkpoint::Checkpointer;
-use super::doorbell::Doorbell;
 use super::file::{Hold, ProcessLock};
 use super::meta::Meta;
 use super::open::{self, OpenError, Opening, Options};
@@ -52,88 +51,6 @@ const IDLE: Duration = Duration::from_secs(2);
 /// Pauses between tries to open the file again.
 const REOPEN_PAUSE: Duration = Duration::from_millis(100);
 const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
-
-/// A piece of work within a batch.
-pub trait Job: Send {
-    /// Runs the job's statements. Nothing that it learns may leave it before [`Job::committed`].
-    ///
-    /// # Errors
-    /// SQLite's: the whole batch then fails.
-    fn run(&mut self, batch: &mut Batch<'_>) -> rusqlite::Result<()>;
-
-    /// The batch is on disk, and the watermark says so: what this process knows of it follows, in the order
-    /// of the jobs and before any reply.
-    fn follow(&mut self) {}
-
-    /// Reply. This is called in the runtime that the job was submitted in, where there is one.
-    fn committed(self: Box<Self>);
-
-    /// Nothing of the batch counts, though some of it may turn out to be on disk. What has to be
-    /// undone then is given back as a job, which runs before anything else once the file is usable.
-    fn failed(self: Box<Self>, error: &StoreError) -> Option<Box<dyn Job>>;
-}
-
-/// A job, and where its reply is waited for.
-pub(super) struct Ordered {
-    pub(super) job: Box<dyn Job>,
-    pub(super) doorbell: Option<Arc<Doorbell>>,
-}
-
-impl Ordered {
-    /// A job that is submitted here.
-    pub(super) fn here(job: Box<dyn Job>) -> Self {
-        Self {
-            job,
-            doorbell: Doorbell::here(),
-        }
-    }
-
-    /// What has to be carried out once the file is usable. Its reply is its own matter.
-    fn undo(job: Box<dyn Job>) -> Self {
-        Self {
-            job,
-            doorbell: None,
-        }
-    }
-}
-
-/// The transaction that jobs run in.
-pub struct Batch<'c> {
-    /// Its connection.
-    pub connection: &'c Connection,
-    /// The file's state as the batch leaves it.
-    pub meta: Meta,
-    /// Another one after every failure: what a job remembers of the file from before doesn't count.
-    pub opening: u64,
-    wrote: bool,
-    /// Those that jobs of this batch have used.
-    statements: SmallVec<[(&'static str, CachedStatement<'c>); 8]>,
-}
-
-impl<'c> Batch<'c> {
-    /// A statement with this text. The connection's cache is asked once for all jobs of the batch.
-    ///
-    /// # Errors
-    /// SQLite's, of a text that it can't use.
-    pub fn statement(&mut self, sql: &'static str) -> rusqlite::Result<&mut CachedStatement<'c>> {
-        // By its place in the program: to compare or hash some hundred bytes costs more.
-        let known = (self.statements.iter()).position(|(known, _)| std::ptr::eq(*known, sql));
-        let place = match known {
-            Some(place) => place,
-            None => {
-                let statement = self.connection.prepare_cached(sql)?;
-                self.statements.push((sql, statement));
-                self.statements.len() - 1
-            }
-        };
-        Ok(&mut self.statements[place].1)
-    }
-
-    /// The job changed something: without this the batch is not made durable.
-    pub fn wrote(&mut self) {
-        self.wrote = true;
-    }
-}
 
 pub(super) struct Writer {
     queue: SyncSender<Order>,
@@ -345,13 +262,7 @@ impl Work {
     fn commit(&mut self, connection: &Connection, jobs: &mut [Ordered]) -> Result<(), Failure> {
         let began = Instant::now();
         connection.prepare_cached("BEGIN IMMEDIATE")?.execute(())?;
-        let mut batch = Batch {
-            connection,
-            meta: self.meta.clone(),
-            opening: self.opening,
-            wrote: false,
-            statements: SmallVec::new(),
-        };
+        let mut batch = Batch::begun(connection, self.meta.clone(), self.opening);
         let ran = catch_unwind(AssertUnwindSafe(|| {
             let mut jobs = jobs.iter_mut().map(|ordered| &mut ordered.job);
             jobs.try_for_each(|job| job.run(&mut batch))
@@ -551,27 +462,6 @@ impl Work {
             }
         }
         *lock(&self.shared.trouble) = Some("the ledger is closed".to_owned());
-    }
-}
-
-/// Replies to the jobs of a batch that is on disk.
-fn reply(mut jobs: Vec<Ordered>) {
-    for ordered in &mut jobs {
-        ordered.job.follow();
-    }
-    let mut rung_for: SmallVec<[Arc<Doorbell>; 4]> = SmallVec::new();
-    for Ordered { job, doorbell } in jobs {
-        match doorbell {
-            None => job.committed(),
-            Some(doorbell) => {
-                if doorbell.lay_down(job) {
-                    rung_for.push(doorbell);
-                }
-            }
-        }
-    }
-    for doorbell in rung_for {
-        doorbell.ring();
     }
 }
 
