@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -53,6 +53,36 @@ impl ProcessLock {
         let mut file = File::open(lock_path(path)).map_err(LockError::Io)?;
         lock(&mut file)
     }
+}
+
+/// Sees to it that the log beside the database at `path` is on disk as it is read, and not only in memory.
+///
+/// After a sync that failed, the system may keep what it could not write and take it for written: no later
+/// sync writes it. What such a log holds would be brought into the database; and should the power go away
+/// before another log was begun, the shorter one that is on disk would be read over it. So its bytes are
+/// written once more, over themselves, before anything of them is brought in. No other program may write to
+/// the log meanwhile.
+pub(super) fn write_log_again(path: &Path) -> io::Result<()> {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    let opened = OpenOptions::new().read(true).write(true).open(log);
+    let log = match opened {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    let mut piece = vec![0; 256 * 1024];
+    let mut at = 0;
+    loop {
+        let count = match log.read_at(&mut piece, at) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        log.write_all_at(&piece[..count], at)?;
+        at += count as u64;
+    }
+    log.sync_all()
 }
 
 /// Keeps every other program from being the last that closes the database. SQLite would let it bring the log

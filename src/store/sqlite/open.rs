@@ -10,6 +10,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 
 use super::file::{
     Hold, LockError, ProcessLock, directory_of, lock_path, sync_directory, unsafe_filesystem,
+    write_log_again,
 };
 use super::meta::Meta;
 use super::schema::{self, Schema};
@@ -263,6 +264,7 @@ pub(super) fn connect(options: &Options, log: Log) -> Result<(Connection, Meta),
     }
     set_up(&connection).map_err(sql)?;
     assert_durable(&connection, path)?;
+    make_log_durable(&connection, path)?;
     schema::migrate(&mut connection, found.revision, &options.new_id).map_err(sql)?;
     let meta = match Meta::load(&connection).map_err(sql)? {
         Some(meta) => meta,
@@ -352,6 +354,18 @@ fn check_filesystem(
         }
         None => Ok(()),
     }
+}
+
+/// See [`write_log_again`]. Nobody else writes meanwhile.
+fn make_log_durable(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let sql = |error| understood(path, error);
+    connection.execute_batch("BEGIN IMMEDIATE").map_err(sql)?;
+    let written = write_log_again(path);
+    connection.execute_batch("ROLLBACK").map_err(sql)?;
+    written.map_err(|error| OpenError::Io {
+        path: path.to_path_buf(),
+        error,
+    })
 }
 
 /// A file with content that doesn't begin like SQLite's is not touched at all.

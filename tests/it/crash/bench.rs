@@ -82,7 +82,8 @@ impl Bench {
         self.try_start_by(self.setup.command("serve")).await
     }
 
-    async fn try_start_by(&self, command: Command) -> Result<Gate, NotReady> {
+    /// The same by another command.
+    pub(crate) async fn try_start_by(&self, command: Command) -> Result<Gate, NotReady> {
         let setup = Arc::clone(&self.setup);
         let launch = move || GateProcess::launch(command, setup);
         tokio::task::spawn_blocking(launch).await.unwrap().map(Gate)

@@ -206,6 +206,56 @@ async fn all_are_known_after_a_power_loss(bench: &Bench, gate: Arc<Gate>, keys: 
     assert_eq!(bench.backend.requests().len(), keys.len());
 }
 
+/// Commits from the start of a gate to the first after its log failed to sync, with some to spare.
+const COMMITS: u32 = 8;
+
+/// After a failed sync the log on the disk is not the one that was brought into the file. If the power goes
+/// away before the next commit writes another, the old one must not come back over the newer file.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_failed_to_sync_does_not_come_back_over_the_file() {
+    for nth in 1..=COMMITS {
+        let bench = Arc::new(Bench::with(SQLITE, true, |_| Answer::success().into()).await);
+        let disk = bench.disk.as_ref().unwrap();
+        bench.start().await.kill().await;
+        let mut command = bench.setup.command("serve");
+        command.env(
+            "TIKIGATE_FAILPOINT",
+            format!("sqlite_before_commit=kill@{nth}"),
+        );
+        if let Ok(gate) = bench.try_start_by(command).await {
+            let gate = Arc::new(gate);
+            // Each may find the gate gone.
+            let told = |key: &'static str| {
+                let gate = Arc::clone(&gate);
+                tokio::spawn(async move { gate.told(key).await })
+            };
+            let _ = told("r-1").await;
+            disk.tell(Number::LoseDirty, 1);
+            disk.tell(Number::FailSyncs, 1);
+            let _ = told("r-2").await;
+            // Until the file is opened anew, and what was claimed and not told is given back.
+            let (there, again) = (Arc::clone(&bench), Arc::clone(&gate));
+            let tried = tokio::spawn(async move { to_its_end(&there, &again, "r-3").await });
+            let _ = tried.await;
+            disk.tell(Number::FailSyncs, 0);
+            drop(told);
+            Arc::into_inner(gate).unwrap().kill().await;
+        }
+        disk.lose_power(None);
+        let gate = bench.start().await;
+        let (status, body) = gate.readiness().await;
+        assert!(
+            status == 200 && !body.contains("quarantine"),
+            "{nth}: {body}"
+        );
+        for key in ["r-1", "r-2", "r-3"] {
+            to_its_end(&bench, &gate, key).await;
+            assert!(bench.sent(key) <= 1, "{nth}: {key}");
+        }
+        gate.end().await;
+    }
+}
+
 /// Another program keeps SQLite's notes of how much of the log was brought in, which aren't true any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_failed_sync_the_file_is_not_used_while_another_program_has_it() {
