@@ -23,7 +23,6 @@ import resource
 import shutil
 import signal
 import socket
-import ssl
 import statistics
 import subprocess
 import sys
@@ -31,7 +30,7 @@ import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from common import BINARY, CLIENT, MEMORY, SECRET, Process, free_port, load, prepare, nginx, request, tikigate, write_calls
+from common import BINARY, CLIENT, MEMORY, SECRET, Process, free_port, load, prepare, nginx, request, tikigate, trusting, write_calls
 
 CALLER = "127.0.0.77"
 
@@ -377,7 +376,6 @@ def memory(directory, args):
     silent_backend.bind(("127.0.0.1", 0))
     silent_backend.listen(4096)
     body = request("/ipn", 1, 65_000, forge=True)
-    head = body.index(b"\r\n\r\n") + 4
     filler = b"GET / HTTP/1.1\r\nHost: x\r\nX-Filler: " + b"x" * 16_300
     trust = trusting()
     cases = [
