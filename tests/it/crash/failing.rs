@@ -238,7 +238,6 @@ async fn a_log_that_failed_to_sync_does_not_come_back_over_the_file() {
             let tried = tokio::spawn(async move { to_its_end(&there, &again, "r-3").await });
             let _ = tried.await;
             disk.tell(Number::FailSyncs, 0);
-            drop(told);
             Arc::into_inner(gate).unwrap().kill().await;
         }
         disk.lose_power(None);
