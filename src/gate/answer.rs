@@ -29,6 +29,8 @@ pub struct Answer {
     pub replayed: bool,
     /// The attempt that it belongs to, where one is counted.
     pub attempt: Option<u32>,
+    /// The map that the backend's head came in, emptied: the head that Tiki gets is built in it.
+    pub(super) room: HeaderMap,
 }
 
 impl Answer {
@@ -38,6 +40,7 @@ impl Answer {
             kept,
             replayed: true,
             attempt: None,
+            room: HeaderMap::new(),
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderMap;
 use tokio::time::Instant;
 
 use crate::config::{Idempotency, OnUnknown};
@@ -37,13 +38,14 @@ const ELSEWHERE_PAUSE: Duration = Duration::from_millis(10);
 const LOOK_MARGIN: Duration = Duration::from_millis(400);
 
 /// Runs the attempt to its end, whoever still waits for it, and tells those who joined it.
-pub(super) async fn detached(gate: Arc<Gate>, parcel: Parcel, lead: Lead) -> Verdict {
+pub(super) async fn detached(gate: Arc<Gate>, mut parcel: Parcel, lead: Lead) -> Verdict {
     let running = Arc::clone(lead.running());
     let deadlines = Deadlines::of(&parcel);
+    let room = std::mem::take(&mut parcel.room);
     let verdict = match &parcel.told_by {
-        ToldBy::Key(identity) => keyed(&gate, &parcel, identity, &running, deadlines).await,
+        ToldBy::Key(identity) => keyed(&gate, &parcel, identity, &running, deadlines, room).await,
         ToldBy::Signature(signature) => {
-            unkeyed(&gate, &parcel, *signature, &running, deadlines).await
+            unkeyed(&gate, &parcel, *signature, &running, deadlines, room).await
         }
     };
     if Instant::now() > deadlines.send_by {
@@ -54,7 +56,7 @@ pub(super) async fn detached(gate: Arc<Gate>, parcel: Parcel, lead: Lead) -> Ver
 }
 
 /// Forwards a call that changes nothing and may be sent any number of times.
-pub(super) async fn fetch(gate: &Arc<Gate>, parcel: Parcel) -> Result<Answer, Refusal> {
+pub(super) async fn fetch(gate: &Arc<Gate>, mut parcel: Parcel) -> Result<Answer, Refusal> {
     let deadlines = Deadlines {
         send_by: parcel.answer_by(),
         settle_by: parcel.answer_by(),
@@ -67,9 +69,10 @@ pub(super) async fn fetch(gate: &Arc<Gate>, parcel: Parcel) -> Result<Answer, Re
         marks: Marks::default(),
         pass: Some(pass),
         deadlines,
+        room: std::mem::take(&mut parcel.room),
     };
     let sent = forward(gate, &parcel, sending).await;
-    understand(&parcel, sent, 1).answer
+    understand(&parcel, sent).answer(1)
 }
 
 /// On a route without keys: there is no record, but a final answer makes the signature count for
@@ -80,6 +83,7 @@ async fn unkeyed(
     signature: SignatureKey,
     running: &Arc<Running>,
     deadlines: Deadlines,
+    room: HeaderMap,
 ) -> Verdict {
     // A copy may have been answered between this one's step 5 and its place here.
     if gate.common.signatures.is_answered(signature) {
@@ -96,13 +100,14 @@ async fn unkeyed(
         marks: Marks::default(),
         pass: Some(pass),
         deadlines,
+        room,
     };
     let sent = forward(gate, parcel, sending).await;
-    let understood = understand(parcel, sent, 1);
-    if matches!(understood.settlement, Settlement::Done(..)) {
+    let understood = understand(parcel, sent);
+    if understood.is_final() {
         gate.common.signatures.answered(signature);
     }
-    Verdict::Shared(understood.answer)
+    Verdict::Shared(understood.answer(1))
 }
 
 /// On a route with keys: claimed, sent once, recorded.
@@ -112,6 +117,7 @@ async fn keyed(
     identity: &Identity,
     running: &Arc<Running>,
     deadlines: Deadlines,
+    room: HeaderMap,
 ) -> Verdict {
     let (fence, marks, pass) = match claim(gate, parcel, identity, running, deadlines).await {
         Ok(granted) => granted,
@@ -127,20 +133,22 @@ async fn keyed(
         marks,
         pass,
         deadlines,
+        room,
     };
     let sent = forward(gate, parcel, sending).await;
     if sent.is_ok() {
         failpoint::reach("after_answer");
     }
-    let understood = understand(parcel, sent, fence.attempt);
+    let understood = understand(parcel, sent);
     failpoint::reach("before_record");
-    let recorded = record(gate, &parcel.facts, fence, understood.settlement).await;
+    let settlement = understood.settlement();
+    let recorded = record(gate, &parcel.facts, fence, settlement).await;
     if recorded.is_ok() {
         failpoint::reach("after_record");
     }
     guard.disarm();
     match recorded {
-        Ok(()) => Verdict::Shared(understood.answer),
+        Ok(()) => Verdict::Shared(understood.answer(fence.attempt)),
         Err(refusal) => Verdict::Shared(Err(refusal)),
     }
 }
@@ -360,6 +368,7 @@ fn not_granted(outcome: ClaimOutcome, dated: Option<Dated>) -> Verdict {
                 kept,
                 replayed: false,
                 attempt: None,
+                room: HeaderMap::new(),
             }));
         }
         ClaimOutcome::Running(_) | ClaimOutcome::Granted(..) | ClaimOutcome::Claimable => {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant as StdInstant;
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::{HeaderMap, Request, StatusCode};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
@@ -56,6 +56,8 @@ pub(super) struct Sending {
     pub(super) pass: Option<Pass>,
     /// Until when.
     pub(super) deadlines: Deadlines,
+    /// An empty map for the first request's head: see [`Parcel::room`].
+    pub(super) room: HeaderMap,
 }
 
 /// Until when an attempt may do what.
@@ -172,7 +174,7 @@ async fn in_turn(
     };
     let mut tried: SmallVec<[usize; ADDRESSES]> = SmallVec::new();
     loop {
-        let word = match at_one_address(gate, parcel, &sending, &mut pass).await {
+        let word = match at_one_address(gate, parcel, &mut sending, &mut pass).await {
             Err(Unsent::ThereAtLeast(word)) => word,
             Err(Unsent::Anywhere(fault)) => return Err(fault),
             Ok(answer) => return Ok(answer),
@@ -198,13 +200,13 @@ enum Unsent {
 async fn at_one_address(
     gate: &Gate,
     parcel: &Parcel,
-    sending: &Sending,
+    sending: &mut Sending,
     pass: &mut Pass,
 ) -> Result<BackendAnswer, Unsent> {
     let kind = connection_kind(&parcel.plan);
     for _ in 0..CONNECTIONS {
-        let request = (parcel.request(sending.attempt, sending.marks))
-            .map(Box::new)
+        let room = std::mem::take(&mut sending.room);
+        let request = (parcel.request(sending.attempt, sending.marks, room))
             .map_err(|_| Unsent::Anywhere(ForwardFault::NotSent(NOT_SENT)))?;
         let reserved = connect(gate, parcel, sending, pass, kind).await?;
         may_be_sent(gate, sending).await.map_err(Unsent::Anywhere)?;

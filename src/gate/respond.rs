@@ -112,6 +112,7 @@ fn answered(facts: &Facts, answer: Answer) -> Response<Full<Bytes>> {
     }
     let mut response = Response::new(Full::new(answer.kept.body));
     *response.status_mut() = answer.kept.status;
+    *response.headers_mut() = answer.room;
     for (name, value) in answer.kept.headers {
         response.headers_mut().append(name, value);
     }

@@ -1,5 +1,7 @@
 //! What became of a call to the backend, for the ledger and for the caller.
 
+use http::HeaderMap;
+
 use crate::client::BackendAnswer;
 use crate::ledger::{Cause, KeptAnswer, LedgerError, Settlement};
 
@@ -10,48 +12,95 @@ use super::parcel::Parcel;
 use super::refusal::{LedgerFault, Overload, Refusal};
 
 /// What an attempt came to, for the ledger and for the caller.
-pub(super) struct Understood {
+pub(super) enum Understood {
+    /// The backend's final word: the answer to keep and to give.
+    Final {
+        kept: KeptAnswer,
+        cause: Cause,
+        room: HeaderMap,
+    },
+    /// The message may come again, or is held; the caller gets an answer of the backend's all the same.
+    Passing {
+        settlement: Settlement,
+        kept: KeptAnswer,
+        room: HeaderMap,
+    },
+    /// The same, and there is no answer that could be given.
+    Refused {
+        settlement: Settlement,
+        refusal: Refusal,
+    },
+}
+
+impl Understood {
+    /// Whether the message is done with.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::Final { .. })
+    }
+
     /// For the ledger.
-    pub(super) settlement: Settlement,
+    pub(super) fn settlement(&self) -> Settlement {
+        match self {
+            Self::Final { kept, cause, .. } => Settlement::Done(kept.clone(), cause.clone()),
+            Self::Passing { settlement, .. } | Self::Refused { settlement, .. } => {
+                settlement.clone()
+            }
+        }
+    }
+
     /// For the caller.
-    pub(super) answer: Result<Answer, Refusal>,
+    pub(super) fn answer(self, attempt: u32) -> Result<Answer, Refusal> {
+        match self {
+            Self::Final { kept, room, .. } | Self::Passing { kept, room, .. } => Ok(Answer {
+                kept,
+                replayed: false,
+                attempt: Some(attempt),
+                room,
+            }),
+            Self::Refused { refusal, .. } => Err(refusal),
+        }
+    }
 }
 
 /// Says what a call came to.
-pub(super) fn understand(
-    parcel: &Parcel,
-    sent: Result<BackendAnswer, ForwardFault>,
-    attempt: u32,
-) -> Understood {
+pub(super) fn understand(parcel: &Parcel, sent: Result<BackendAnswer, ForwardFault>) -> Understood {
     match sent {
-        Ok(answer) => understand_answer(parcel, &answer, attempt),
+        Ok(answer) => understand_answer(parcel, answer),
         Err(fault) => understand_fault(fault),
     }
 }
 
-fn understand_answer(parcel: &Parcel, answer: &BackendAnswer, attempt: u32) -> Understood {
+fn understand_answer(parcel: &Parcel, mut answer: BackendAnswer) -> Understood {
     let route = &parcel.plan.route;
-    let class = outcome::classify(&route.outcome, answer);
+    let class = outcome::classify(&route.outcome, &answer);
     let cause = Cause::Borrowed(class.cause());
-    let with_facts = |kept: KeptAnswer| Answer {
-        kept,
-        replayed: false,
-        attempt: Some(attempt),
-    };
     let settlement = match class {
         Class::Success | Class::Declined => {
-            let kept = outcome::final_answer(route, class, answer);
-            let answer = Ok(with_facts(kept.clone()));
-            return Understood {
-                settlement: Settlement::Done(kept, cause),
-                answer,
+            return Understood::Final {
+                kept: outcome::final_answer(route, class, &answer),
+                cause,
+                room: emptied(&mut answer.headers),
             };
         }
         Class::NotApplied => Settlement::Released(cause),
         Class::CantSay => Settlement::Unknown(cause),
     };
-    let answer = outcome::passing_answer(class, answer).map(with_facts);
-    Understood { settlement, answer }
+    match outcome::passing_answer(class, &answer) {
+        Ok(kept) => Understood::Passing {
+            settlement,
+            kept,
+            room: emptied(&mut answer.headers),
+        },
+        Err(refusal) => Understood::Refused {
+            settlement,
+            refusal,
+        },
+    }
+}
+
+fn emptied(headers: &mut HeaderMap) -> HeaderMap {
+    headers.clear();
+    std::mem::take(headers)
 }
 
 fn understand_fault(fault: ForwardFault) -> Understood {
@@ -85,9 +134,9 @@ fn understand_fault(fault: ForwardFault) -> Understood {
             Refusal::UpstreamFailed(fault),
         ),
     };
-    Understood {
+    Understood::Refused {
         settlement,
-        answer: Err(refusal),
+        refusal,
     }
 }
 
