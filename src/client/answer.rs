@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Request, StatusCode};
@@ -147,20 +147,18 @@ pub(super) async fn exchange(
     // back later, it would wait for a wake-up that `quiet` swallows.
     let mut response = pin!(tokio::task::unconstrained(sending));
     let mut begun = false;
+    link.give_a_turn();
     let response = poll_fn(|cx| {
-        // First as if nobody had to be woken: see `quiet`. A request that hasn't gone out has no answer.
-        if begun {
-            link.drive(&mut quiet());
+        loop {
+            ready!(link.poll_turn(cx));
+            if !begun && link.meter.written() > 0 {
+                begun = true;
+                failpoint::reach("after_first_byte");
+            }
             if let Poll::Ready(response) = response.as_mut().poll(&mut quiet()) {
                 return Poll::Ready(response);
             }
         }
-        link.drive(cx);
-        if !begun && link.meter.written() > 0 {
-            begun = true;
-            failpoint::reach("after_first_byte");
-        }
-        response.as_mut().poll(&mut quiet())
     })
     .await
     .map_err(|error| SendFault::of(error, link))?;
@@ -183,28 +181,9 @@ pub(super) async fn exchange(
     })
 }
 
-/// Wakes nobody: for the two ends of a connection that is driven from here. What one hands to the other wakes
-/// the task that is running, which would only be run once more for nothing. Each look at an end comes right
-/// after the connection's turn, and the last turn before waiting is made with the task's own waker.
+/// Wakes nobody: for looks at what a connection hands over, which come right after each of its turns.
 fn quiet() -> Context<'static> {
     Context::from_waker(Waker::noop())
-}
-
-/// The connection's turns between two looks at what it hands over: see [`quiet`].
-#[derive(Clone, Copy)]
-enum Turn {
-    Due,
-    Quiet,
-    Last,
-}
-
-impl Turn {
-    fn next(self) -> Self {
-        match self {
-            Self::Due => Self::Quiet,
-            Self::Quiet | Self::Last => Self::Last,
-        }
-    }
 }
 
 /// A body as far as it is kept. One that came in one piece is not copied.
@@ -233,22 +212,12 @@ impl KeptBody {
         link: &mut Link,
         incoming: &mut Incoming,
     ) -> Poll<Result<(), hyper::Error>> {
-        let mut turn = Turn::Due;
         loop {
             match Pin::new(&mut *incoming).poll_frame(&mut quiet()) {
-                Poll::Pending => {
-                    match turn {
-                        Turn::Due => link.drive(&mut quiet()),
-                        Turn::Quiet => link.drive(cx),
-                        Turn::Last => return Poll::Pending,
-                    }
-                    turn = turn.next();
-                }
+                Poll::Pending => ready!(link.poll_turn(cx)),
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                 Poll::Ready(Some(Ok(frame))) => {
-                    // The connection hands over one piece at a time.
-                    turn = Turn::Due;
                     let Ok(piece) = frame.into_data() else {
                         continue;
                     };

@@ -5,6 +5,7 @@
 //! what must come right before the first byte. Every fault says whether a byte may have gone out.
 
 mod answer;
+mod bell;
 mod connect;
 mod linger;
 mod patience;

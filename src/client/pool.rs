@@ -11,6 +11,7 @@ use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
+use super::bell::Bell;
 use super::stream::{Meter, MeteredStream, Socket};
 
 /// How long a kept connection may wait for its next request.
@@ -40,10 +41,19 @@ const HEAD_LIMIT: usize = 64 * 1024;
 /// About how large the read buffer of a connection may grow, in bytes.
 const READ_BUFFER: usize = 64 * 1024;
 
+/// Turns that a connection gets one after the other before other tasks get theirs.
+const TURNS: u8 = 32;
+
 /// An HTTP/1 connection with both of its halves.
 pub(super) struct Link {
     pub(super) sender: SendRequest<Full<Bytes>>,
     pub(super) meter: Arc<Meter>,
+    /// What the connection is driven by.
+    bell: Arc<Bell>,
+    /// The same as it is given to the HTTP library.
+    waker: Waker,
+    /// How many turns it had one after the other.
+    turns: u8,
     /// None once it has ended. It is taken apart right then: a request that it didn't take up
     /// would wait in it for ever.
     connection: Option<Connection<TokioIo<MeteredStream>, Full<Bytes>>>,
@@ -66,10 +76,14 @@ impl Link {
             .max_buf_size(READ_BUFFER)
             .handshake(TokioIo::new(stream))
             .await?;
+        let bell = Arc::<Bell>::default();
         // Boxed, since it is moved in and out of the pool.
         Ok(Box::new(Self {
             sender,
             meter,
+            waker: Waker::from(Arc::clone(&bell)),
+            bell,
+            turns: 0,
             connection: Some(connection),
             stream: None,
             error: None,
@@ -77,12 +91,37 @@ impl Link {
         }))
     }
 
-    /// Lets the connection read and write. What comes of it shows at the answer.
-    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
+    /// Ready once the connection has had a turn, which it gets when something happened to it; what
+    /// comes of it shows at the answer. One that has ended has no turns: its answer, or why there is none, is there.
+    pub(super) fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.turns == TURNS {
+            // It may be asking for more as long as others get no turn.
+            self.turns = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if self.bell.poll_rung(cx).is_pending() {
+            self.turns = 0;
+            return Poll::Pending;
+        }
+        self.turns += 1;
+        self.drive();
+        Poll::Ready(())
+    }
+
+    /// There is something to do for the connection.
+    pub(super) fn give_a_turn(&mut self) {
+        self.turns = 0;
+        self.bell.ring();
+    }
+
+    /// Lets the connection read and write.
+    fn drive(&mut self) {
         let Some(connection) = &mut self.connection else {
             return;
         };
-        if let Poll::Ready(ended) = connection.poll_without_shutdown(cx) {
+        let mut cx = Context::from_waker(&self.waker);
+        if let Poll::Ready(ended) = connection.poll_without_shutdown(&mut cx) {
             self.error = ended.err();
             self.take_apart();
         }
@@ -104,16 +143,20 @@ impl Link {
     /// If it has, the connection ends here, before it can write.
     pub(super) fn is_silent(&mut self) -> bool {
         self.meter.set_probing(true);
-        self.drive(&mut Context::from_waker(Waker::noop()));
+        self.drive();
         self.meter.set_probing(false);
         self.is_ready()
     }
 
-    /// Whether another request can go over it, now that an answer was read to its end.
+    /// Whether another request can go over it, now that an answer was read to its end. Surplus bytes
+    /// show when it is taken again.
     fn settle(&mut self) -> bool {
-        // The last turn sees surplus bytes, and exchanges the wakers of the finished request's
-        // task for one that keeps nothing alive.
-        self.drive(&mut Context::from_waker(Waker::noop()));
+        // The finished request's task is not to be kept alive.
+        self.bell.leave();
+        if !self.is_ready() {
+            // Something may be left to do, such as writing the rest of a request that was answered early.
+            self.drive();
+        }
         self.is_ready() && !self.meter.write_failed()
     }
 
@@ -141,7 +184,7 @@ impl Pool {
 
     /// The connection that was used last, if it can still be used.
     pub(super) fn take(&self) -> Option<Box<Link>> {
-        self.drop_old_ones();
+        drop_old_ones(&mut self.lock(), Instant::now());
         loop {
             let mut link = self.lock().pop_back()?;
             if link.is_silent() {
@@ -153,29 +196,25 @@ impl Pool {
 
     /// Keeps a connection over which an answer was read to its end, if it can be used again.
     pub(super) fn put(&self, mut link: Box<Link>) {
-        self.drop_old_ones();
-        if !link.settle() {
-            return;
-        }
-        link.idle_since = Instant::now();
+        let settled = link.settle();
+        let now = Instant::now();
+        link.idle_since = now;
         let mut idle = self.lock();
-        if idle.len() < self.capacity {
+        drop_old_ones(&mut idle, now);
+        if settled && idle.len() < self.capacity {
             idle.push_back(link);
-        }
-    }
-
-    fn drop_old_ones(&self) {
-        let mut idle = self.lock();
-        while idle
-            .front()
-            .is_some_and(|link| link.idle_since.elapsed() > IDLE_TIMEOUT)
-        {
-            idle.pop_front();
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Box<Link>>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn drop_old_ones(idle: &mut VecDeque<Box<Link>>, now: Instant) {
+    let is_old = |since: Instant| now.saturating_duration_since(since) > IDLE_TIMEOUT;
+    while idle.front().is_some_and(|link| is_old(link.idle_since)) {
+        idle.pop_front();
     }
 }
 
