@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use foldhash::quality::RandomState;
 use tokio::sync::watch;
@@ -58,7 +58,8 @@ pub(super) struct Running {
     fingerprint: Option<Fingerprint>,
     joiners: AtomicUsize,
     stage: AtomicU8,
-    verdict: watch::Sender<Option<Verdict>>,
+    /// Made when the first one joins, under the shard's lock: hardly any call is joined.
+    verdict: OnceLock<watch::Sender<Option<Verdict>>>,
 }
 
 impl Running {
@@ -74,7 +75,8 @@ impl Running {
 
     /// Waits for what it comes to.
     pub(super) async fn verdict(&self) -> Verdict {
-        let mut verdict = self.verdict.subscribe();
+        let verdict = self.verdict.get_or_init(watch::Sender::default);
+        let mut verdict = verdict.subscribe();
         let arrived = verdict.wait_for(Option::is_some).await;
         // The sender lives in `self`, so it can't be gone.
         let verdict = arrived.ok().and_then(|verdict| verdict.clone());
@@ -129,6 +131,7 @@ impl RunningCalls {
                 running.joiners.fetch_sub(1, Ordering::Relaxed);
                 return Entry::Crowded;
             }
+            running.verdict.get_or_init(watch::Sender::default);
             let joined = Joined(Arc::clone(running));
             return if same {
                 Entry::Join(joined)
@@ -140,7 +143,7 @@ impl RunningCalls {
             fingerprint,
             joiners: AtomicUsize::new(0),
             stage: AtomicU8::new(Stage::Claiming as u8),
-            verdict: watch::Sender::new(None),
+            verdict: OnceLock::new(),
         });
         shard.insert(key.clone(), Arc::clone(&running));
         drop(shard);
@@ -203,8 +206,8 @@ impl Lead {
     fn end(&self, verdict: &Verdict) {
         self.calls.shard(&self.key).remove(&self.key);
         // Joining takes the shard's lock: from here on nobody can.
-        if self.running.joiners.load(Ordering::Relaxed) > 0 {
-            self.running.verdict.send_replace(Some(verdict.clone()));
+        if let Some(waiting) = self.running.verdict.get() {
+            waiting.send_replace(Some(verdict.clone()));
         }
     }
 }
