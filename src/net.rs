@@ -15,8 +15,8 @@ pub use pace::BodyPace;
 /// An HTTP request as it came off a connection, with what only the connection knows.
 #[derive(Debug)]
 pub struct Arrived<B> {
-    /// The request as the HTTP library parsed it.
-    pub request: http::Request<B>,
+    /// The request as the HTTP library parsed it. In a box, since it goes through many hands.
+    pub request: Box<http::Request<B>>,
     /// The other end of the connection.
     pub peer: Peer,
     /// When the first byte of this request was read; `answer_within` runs from here.

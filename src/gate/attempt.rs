@@ -38,7 +38,7 @@ const ELSEWHERE_PAUSE: Duration = Duration::from_millis(10);
 const LOOK_MARGIN: Duration = Duration::from_millis(400);
 
 /// Runs the attempt to its end, whoever still waits for it, and tells those who joined it.
-pub(super) async fn detached(gate: Arc<Gate>, mut parcel: Parcel, lead: Lead) -> Verdict {
+pub(super) async fn detached(gate: Arc<Gate>, mut parcel: Box<Parcel>, lead: Lead) -> Verdict {
     let running = Arc::clone(lead.running());
     let deadlines = Deadlines::of(&parcel);
     let room = std::mem::take(&mut parcel.room);
@@ -56,7 +56,7 @@ pub(super) async fn detached(gate: Arc<Gate>, mut parcel: Parcel, lead: Lead) ->
 }
 
 /// Forwards a call that changes nothing and may be sent any number of times.
-pub(super) async fn fetch(gate: &Arc<Gate>, mut parcel: Parcel) -> Result<Answer, Refusal> {
+pub(super) async fn fetch(gate: &Arc<Gate>, mut parcel: Box<Parcel>) -> Result<Answer, Refusal> {
     let deadlines = Deadlines {
         send_by: parcel.answer_by(),
         settle_by: parcel.answer_by(),

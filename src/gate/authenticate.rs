@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use foldhash::quality::RandomState;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Uri};
 use http_body::Body;
 use http_body_util::BodyExt;
 use smallvec::SmallVec;
@@ -48,8 +48,10 @@ pub struct Message {
     pub(super) facts: Arc<Facts>,
     pub(super) plan: Arc<RoutePlan>,
     pub(super) client: Arc<ClientPlan>,
-    /// The head; nothing in it but the signature's headers is signed.
-    pub(super) head: Parts,
+    /// What it called; signed only where the route's method is GET.
+    pub(super) uri: Uri,
+    /// Nothing in them but the signature's is signed.
+    pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
     pub(super) family: Family,
     pub(super) timestamp: Timestamp,
@@ -276,7 +278,8 @@ where
             facts: call.facts,
             plan,
             client,
-            head,
+            uri: head.uri,
+            headers: head.headers,
             body,
             family,
             timestamp,

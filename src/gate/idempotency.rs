@@ -68,12 +68,12 @@ pub(super) fn run_key(parcel: &Parcel) -> (RunKey, Option<Fingerprint>) {
 }
 
 /// Runs the attempt and waits for it until Tiki's deadline.
-async fn run(gate: &Arc<Gate>, parcel: Parcel, lead: Lead) -> Result<Answer, Refusal> {
+async fn run(gate: &Arc<Gate>, parcel: Box<Parcel>, lead: Lead) -> Result<Answer, Refusal> {
     let answer_by = parcel.answer_by();
     let running = Arc::clone(lead.running());
-    let attempt = attempt::detached(Arc::clone(gate), parcel, lead);
+    let attempt = Box::pin(attempt::detached(Arc::clone(gate), parcel, lead));
     let attempt = Detachable {
-        future: Some(Box::pin(gate.common.calls.tasks.track_future(attempt))),
+        future: Some(gate.common.calls.tasks.track_future(attempt)),
     };
     match tokio::time::timeout_at(answer_by, attempt).await {
         Ok(Verdict::Shared(result)) => result,
@@ -96,11 +96,11 @@ fn too_late(running: &Running) -> Refusal {
 
 /// A future that whoever awaits it polls, and that goes on in a task of its own when it is dropped
 /// before its end. That spares the usual call a task, its wake-ups and a channel.
-struct Detachable<F: Future<Output = Verdict> + Send + 'static> {
-    future: Option<Pin<Box<F>>>,
+struct Detachable<F: Future<Output = Verdict> + Unpin + Send + 'static> {
+    future: Option<F>,
 }
 
-impl<F: Future<Output = Verdict> + Send + 'static> Future for Detachable<F> {
+impl<F: Future<Output = Verdict> + Unpin + Send + 'static> Future for Detachable<F> {
     type Output = Verdict;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Verdict> {
@@ -110,7 +110,7 @@ impl<F: Future<Output = Verdict> + Send + 'static> Future for Detachable<F> {
         };
         // A panic on the way ends this call and not its connection; dropping the future records what
         // may have been sent.
-        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
+        let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(future).poll(cx)));
         let polled = polled.unwrap_or(Poll::Ready(LOST));
         if polled.is_ready() {
             self.future = None;
@@ -119,7 +119,7 @@ impl<F: Future<Output = Verdict> + Send + 'static> Future for Detachable<F> {
     }
 }
 
-impl<F: Future<Output = Verdict> + Send + 'static> Drop for Detachable<F> {
+impl<F: Future<Output = Verdict> + Unpin + Send + 'static> Drop for Detachable<F> {
     fn drop(&mut self) {
         let Some(future) = self.future.take() else {
             return;

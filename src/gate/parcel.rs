@@ -51,7 +51,7 @@ pub(super) struct Parcel {
     /// On which side of its time window the call lies; none: inside.
     pub(super) dated: Option<Dated>,
     /// What of the caller's head goes along: see [`passed_on`].
-    pub(super) passed_on: Vec<(HeaderName, HeaderValue)>,
+    passed_on: PassedOn,
     /// The body as received.
     pub(super) body: Bytes,
     /// Its length as the caller declared it; the body was read whole, so it holds.
@@ -60,6 +60,9 @@ pub(super) struct Parcel {
     pub(super) room: HeaderMap,
     asked_by: AskedBy,
 }
+
+/// Room for what usually goes along: `Content-Type`, `Accept`, a trace, and the signature.
+type PassedOn = SmallVec<[(HeaderName, HeaderValue); 6]>;
 
 /// What duplicates are told by.
 #[derive(Clone, Debug)]
@@ -81,7 +84,9 @@ enum AskedBy {
 
 impl Parcel {
     /// Of a call that may ask the ledger; its caller keeps its client's place.
-    pub(super) fn of(claimable: Claimable) -> (Self, Share) {
+    ///
+    /// In a box, as below: it is handed on several times, and kept by futures.
+    pub(super) fn of(claimable: Claimable) -> (Box<Self>, Share) {
         let Claimable {
             mut message,
             identity,
@@ -90,10 +95,10 @@ impl Parcel {
             ..
         } = claimable;
         let passed_on = passed_on(&message);
-        let mut room = std::mem::take(&mut message.head.headers);
+        let mut room = std::mem::take(&mut message.headers);
         let length = room.get(CONTENT_LENGTH).cloned();
         room.clear();
-        let parcel = Self {
+        let parcel = Box::new(Self {
             passed_on,
             length,
             room,
@@ -110,8 +115,8 @@ impl Parcel {
             plan: message.plan,
             client: message.client,
             body: message.body,
-            asked_by: AskedBy::Caller(message.head.uri),
-        };
+            asked_by: AskedBy::Caller(message.uri),
+        });
         (parcel, share)
     }
 
@@ -122,7 +127,7 @@ impl Parcel {
         plan: Arc<RoutePlan>,
         client: Arc<ClientPlan>,
         request_id: RequestId,
-    ) -> Self {
+    ) -> Box<Self> {
         let trace = request
             .headers
             .iter()
@@ -130,19 +135,19 @@ impl Parcel {
         let trace = trace.and_then(|(_, value)| TraceParent::parse(value.as_bytes()));
         let now = Instant::now().into_std();
         let facts = Facts::new(request_id, now, ClientAddress::Local, trace, None);
-        Self {
+        Box::new(Self {
             facts: Arc::new(facts),
             plan,
             client,
             told_by: ToldBy::Key(identity),
             admission: Admission::KnownOnly,
             dated: None,
-            passed_on: request.headers,
+            passed_on: SmallVec::from_vec(request.headers),
             body: request.body,
             length: None,
             room: HeaderMap::new(),
             asked_by: AskedBy::Person,
-        }
+        })
     }
 
     /// What duplicates are told by, where that is a key.
@@ -161,7 +166,7 @@ impl Parcel {
     /// What the ledger keeps of it, so that it can be sent again without its caller.
     pub(super) fn to_keep(&self) -> KeptRequest {
         KeptRequest {
-            headers: self.passed_on.clone(),
+            headers: self.passed_on.to_vec(),
             body: self.body.clone(),
         }
     }
@@ -274,10 +279,10 @@ pub(super) fn add_secrets(upstream: &Upstream, headers: &mut HeaderMap) -> Resul
 /// What of the caller's head goes to the backend: `Accept`, a well-formed trace context, what the
 /// route lists in `forward_headers`, on `any` routes the `Content-Type`, and the signature unless it
 /// is to be stripped. On routes that hold the ledger keeps it for a later attempt.
-fn passed_on(message: &Message) -> Vec<(HeaderName, HeaderValue)> {
+fn passed_on(message: &Message) -> PassedOn {
     let route = &message.plan.route;
-    let offered = Offered::by(&message.head.headers);
-    let mut along = Vec::with_capacity(8);
+    let offered = Offered::by(&message.headers);
+    let mut along = PassedOn::new();
     if route.payload == PayloadKind::Any {
         offered.copy_if_one(&CONTENT_TYPE, &mut along);
     }
@@ -326,7 +331,7 @@ impl<'a> Offered<'a> {
         Self { headers, ends_here }
     }
 
-    fn copy(&self, name: &HeaderName, to: &mut Vec<(HeaderName, HeaderValue)>) {
+    fn copy(&self, name: &HeaderName, to: &mut PassedOn) {
         let is_name = |option: &&[u8]| option.eq_ignore_ascii_case(name.as_str().as_bytes());
         if !self.ends_here.iter().any(is_name) {
             for value in self.headers.get_all(name) {
@@ -336,7 +341,7 @@ impl<'a> Offered<'a> {
     }
 
     /// For a header that is no list: of several, one server believes the first and another the last.
-    fn copy_if_one(&self, name: &HeaderName, to: &mut Vec<(HeaderName, HeaderValue)>) {
+    fn copy_if_one(&self, name: &HeaderName, to: &mut PassedOn) {
         if self.headers.get_all(name).iter().nth(1).is_none() {
             self.copy(name, to);
         }

@@ -106,7 +106,7 @@ impl Gate {
 
     /// What the ledger kept, as it can be sent: by its route and client as they are configured now,
     /// and only if they still make the same key and money fields of it.
-    fn unpack(&self, record: &Record, request: KeptRequest) -> Result<Parcel, NotSentNow> {
+    fn unpack(&self, record: &Record, request: KeptRequest) -> Result<Box<Parcel>, NotSentNow> {
         let common = &self.common;
         let Some(plan) = common.routes.named(&record.route) else {
             return Err(NotSentNow::NoRoute(record.route.to_string()));
@@ -129,7 +129,7 @@ impl Gate {
     }
 
     /// Runs the parcel, or waits for the same message's attempt that runs already.
-    async fn run_now(self: &Arc<Self>, parcel: Parcel) -> Result<Ran, NotSentNow> {
+    async fn run_now(self: &Arc<Self>, parcel: Box<Parcel>) -> Result<Ran, NotSentNow> {
         let (key, fingerprint) = run_key(&parcel);
         loop {
             match self.common.running.enter(key.clone(), fingerprint) {
@@ -145,7 +145,11 @@ impl Gate {
     }
 
     /// In a task of its own: the person may go away.
-    async fn run_detached(self: &Arc<Self>, parcel: Parcel, lead: Lead) -> Result<Answer, Refusal> {
+    async fn run_detached(
+        self: &Arc<Self>,
+        parcel: Box<Parcel>,
+        lead: Lead,
+    ) -> Result<Answer, Refusal> {
         let attempt = attempt::detached(Arc::clone(self), parcel, lead);
         match self.common.calls.tasks.spawn(attempt).await.unwrap_or(LOST) {
             Verdict::Shared(result) => result,

@@ -304,7 +304,7 @@ impl<S: Service> hyper::service::Service<Request<Incoming>> for Adapter<S> {
         let activity = &self.activity;
         let behind = activity.is_pipelined().then(|| activity.turn());
         let arrived = Arrived {
-            request,
+            request: Box::new(request),
             peer: self.peer,
             first_byte: self.activity.request_begins().into_std(),
         };

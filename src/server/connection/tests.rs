@@ -46,7 +46,7 @@ fn start(limits: Limits) -> Running {
     let service = tower::service_fn(move |arrived: Arrived<Incoming>| {
         let first_byte = Instant::from_std(arrived.first_byte);
         seen.lock().unwrap().push(first_byte - began);
-        async move { Ok::<_, Infallible>(answer(arrived.request).await) }
+        async move { Ok::<_, Infallible>(answer(*arrived.request).await) }
     });
     let (caller, server) = tokio::io::duplex(PIPE);
     let closing = Arc::new(Closing::default());

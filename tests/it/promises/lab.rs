@@ -106,9 +106,11 @@ impl Lab {
             request = request.header(name, value);
         }
         let arrived = Arrived {
-            request: request
-                .body(Full::new(Bytes::from(call.body.clone())))
-                .unwrap(),
+            request: Box::new(
+                request
+                    .body(Full::new(Bytes::from(call.body.clone())))
+                    .unwrap(),
+            ),
             peer: Peer::Tcp("192.0.2.1:4000".parse().unwrap()),
             first_byte: Instant::now(),
         };
