@@ -189,7 +189,7 @@ impl Report {
             request_id: Some(facts.request_id.as_str()),
             trace_id: trace.as_ref().map(TraceParent::trace_id),
             sent_by_person: None,
-            client_address: Some(&facts.address_text.as_str()),
+            client_address: Some(facts.address_text.as_str()),
             method: Some(self.method.as_str()),
             route: route.map(|plan| plan.route.name.as_str()),
             path,

@@ -1,12 +1,11 @@
 //! The access line: what became of one request.
 
-use std::fmt::Display;
 use std::time::{Duration, SystemTime};
 
 use tracing::Level;
 
 use super::level::LogLevel;
-use super::line::Line;
+use super::line::{Line, Name, named};
 use super::sink::Sink;
 
 /// One request, as the log tells of it. What is absent is left out of the line.
@@ -17,14 +16,16 @@ use super::sink::Sink;
 pub struct AccessLine<'a> {
     /// `time`: when the request was answered; absent, the system clock's time.
     pub time: Option<SystemTime>,
-    /// `tikigate.request_id`: the gate's own id of this request.
+    /// `tikigate.request_id`: the gate's own id of this request; it is not escaped.
     pub request_id: Option<&'a str>,
-    /// `trace_id`: of the caller's `traceparent`.
+    /// `trace_id`: of the caller's `traceparent`, 32 hex digits; it is not escaped.
     pub trace_id: Option<&'a str>,
     /// `tikigate.sent_by_person`: nobody called; a person had the call sent that the ledger kept.
     pub sent_by_person: Option<bool>,
     /// `client.address`: the caller's address as limits use it.
-    pub client_address: Option<&'a (dyn Display + 'a)>,
+    ///
+    /// As [`AddressText`](crate::net::AddressText) writes it: it is not escaped.
+    pub client_address: Option<&'a str>,
     /// `http.request.method`.
     pub method: Option<&'a str>,
     /// `http.route`: the route's name.
@@ -143,52 +144,56 @@ impl Fields<'_> {
             request_bytes,
             response_bytes,
         } = *line;
-        self.text("tikigate.request_id", request_id);
-        self.text("trace_id", trace_id);
-        self.flag("tikigate.sent_by_person", sent_by_person);
-        if let Some(address) = client_address {
-            self.0.printed("client.address", address);
-        }
-        self.text("http.request.method", method);
-        self.text("http.route", route);
-        self.text("url.path", path);
-        self.text("tikigate.claimed_client_id", claimed_client);
-        self.text("tikigate.client", client);
-        self.text("tikigate.partner_code", partner_code);
-        self.text("tikigate.idempotency_key", idempotency_key);
-        self.number("http.response.status_code", status);
-        self.text("error.type", error);
-        self.text("tikigate.reason", reason);
-        self.number("tikigate.attempt", attempt);
-        self.flag("tikigate.replayed", replayed);
-        self.text("tikigate.stale_event", stale_event);
-        self.text("tikigate.possible_duplicate", possible_duplicate);
-        self.number("tikigate.upstream.status_code", upstream_status);
-        self.millis("tikigate.upstream.duration_ms", upstream_duration);
-        self.millis("duration_ms", duration);
-        self.number("http.request.body.size", request_bytes);
-        self.number("http.response.body.size", response_bytes);
+        self.word(named!("tikigate.request_id"), request_id);
+        self.word(named!("trace_id"), trace_id);
+        self.flag(named!("tikigate.sent_by_person"), sent_by_person);
+        self.word(named!("client.address"), client_address);
+        self.text(named!("http.request.method"), method);
+        self.text(named!("http.route"), route);
+        self.text(named!("url.path"), path);
+        self.text(named!("tikigate.claimed_client_id"), claimed_client);
+        self.text(named!("tikigate.client"), client);
+        self.text(named!("tikigate.partner_code"), partner_code);
+        self.text(named!("tikigate.idempotency_key"), idempotency_key);
+        self.number(named!("http.response.status_code"), status);
+        self.text(named!("error.type"), error);
+        self.text(named!("tikigate.reason"), reason);
+        self.number(named!("tikigate.attempt"), attempt);
+        self.flag(named!("tikigate.replayed"), replayed);
+        self.text(named!("tikigate.stale_event"), stale_event);
+        self.text(named!("tikigate.possible_duplicate"), possible_duplicate);
+        self.number(named!("tikigate.upstream.status_code"), upstream_status);
+        self.millis(named!("tikigate.upstream.duration_ms"), upstream_duration);
+        self.millis(named!("duration_ms"), duration);
+        self.number(named!("http.request.body.size"), request_bytes);
+        self.number(named!("http.response.body.size"), response_bytes);
     }
 
-    fn text(&mut self, key: &str, value: Option<&str>) {
+    fn word(&mut self, key: Name, value: Option<&str>) {
+        if let Some(value) = value {
+            self.0.word(key, value);
+        }
+    }
+
+    fn text(&mut self, key: Name, value: Option<&str>) {
         if let Some(value) = value {
             self.0.text(key, value, TEXT_LIMIT);
         }
     }
 
-    fn number(&mut self, key: &str, value: Option<impl Into<u64>>) {
+    fn number(&mut self, key: Name, value: Option<impl Into<u64>>) {
         if let Some(value) = value {
             self.0.number(key, value.into());
         }
     }
 
-    fn flag(&mut self, key: &str, value: Option<bool>) {
+    fn flag(&mut self, key: Name, value: Option<bool>) {
         if let Some(value) = value {
             self.0.bare(key, if value { "true" } else { "false" });
         }
     }
 
-    fn millis(&mut self, key: &str, value: Option<Duration>) {
+    fn millis(&mut self, key: Name, value: Option<Duration>) {
         if let Some(value) = value {
             self.0.millis(key, value);
         }

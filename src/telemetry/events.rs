@@ -72,9 +72,9 @@ impl<S: Subscriber + for<'s> LookupSpan<'s>> Layer<S> for EventLog {
                 line.text("target", metadata.target(), TEXT_LIMIT);
                 for (name, value) in &fields.0 {
                     match value {
-                        _ if is_secret(name) => line.text(name, REDACTED, TEXT_LIMIT),
-                        Value::Text(text) => line.text(name, text, TEXT_LIMIT),
-                        Value::Bare(text) => line.bare(name, text),
+                        _ if is_secret(name) => line.text(*name, REDACTED, TEXT_LIMIT),
+                        Value::Text(text) => line.text(*name, text, TEXT_LIMIT),
+                        Value::Bare(text) => line.bare(*name, text),
                     }
                 }
                 line.end();

@@ -5,12 +5,63 @@
 //! are escaped as in JSON, in both formats. In text a value is quoted unless it is plainly one word, so
 //! that no value can look like another field.
 
-use std::fmt::{self, Display, Write};
+use std::fmt::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::Level;
 
 use crate::config::LogFormat;
+
+/// A field's name.
+pub(super) trait Key {
+    /// Appends it with what stands around it.
+    fn write(self, out: &mut Vec<u8>, format: LogFormat);
+}
+
+impl Key for &str {
+    fn write(self, out: &mut Vec<u8>, format: LogFormat) {
+        match format {
+            LogFormat::Json => {
+                out.extend_from_slice(b",\"");
+                out.extend_from_slice(self.as_bytes());
+                out.extend_from_slice(b"\":");
+            }
+            LogFormat::Text => {
+                out.push(b' ');
+                out.extend_from_slice(self.as_bytes());
+                out.push(b'=');
+            }
+        }
+    }
+}
+
+/// A name that was put together when the program was compiled: see [`named`].
+#[derive(Clone, Copy)]
+pub(super) struct Name {
+    pub(super) json: &'static str,
+    pub(super) text: &'static str,
+}
+
+impl Key for Name {
+    fn write(self, out: &mut Vec<u8>, format: LogFormat) {
+        let name = match format {
+            LogFormat::Json => self.json,
+            LogFormat::Text => self.text,
+        };
+        out.extend_from_slice(name.as_bytes());
+    }
+}
+
+/// A [`Name`].
+macro_rules! named {
+    ($name:literal) => {
+        Name {
+            json: concat!(",\"", $name, "\":"),
+            text: concat!(" ", $name, "="),
+        }
+    };
+}
+pub(super) use named;
 
 /// The line being written.
 pub(super) struct Line<'b> {
@@ -50,8 +101,8 @@ impl<'b> Line<'b> {
     }
 
     /// A text of at most `limit` bytes; the rest is cut off and replaced by an ellipsis.
-    pub(super) fn text(&mut self, key: &str, value: &str, limit: usize) {
-        self.key(key);
+    pub(super) fn text(&mut self, key: impl Key, value: &str, limit: usize) {
+        key.write(self.out, self.format);
         let shown = &value[..value.floor_char_boundary(limit)];
         let cut = shown.len() < value.len();
         let quoted = self.format == LogFormat::Json || cut || !is_word(shown);
@@ -63,25 +114,25 @@ impl<'b> Line<'b> {
         self.quote(quoted);
     }
 
-    /// Something that is printed, such as an address. In text it is not quoted.
-    pub(super) fn printed(&mut self, key: &str, value: &dyn Display) {
-        self.key(key);
+    /// A word of our own making, such as an id or an address, in which nothing needs to be escaped. In
+    /// text it is not quoted.
+    pub(super) fn word(&mut self, key: impl Key, value: &str) {
+        key.write(self.out, self.format);
         let quoted = self.format == LogFormat::Json;
         self.quote(quoted);
-        // Never fails: the buffer takes everything, and a value that gives up stays cut.
-        let _ = write!(Escaping(self.out), "{value}");
+        self.out.extend_from_slice(value.as_bytes());
         self.quote(quoted);
     }
 
     /// A whole number.
-    pub(super) fn number(&mut self, key: &str, value: u64) {
-        self.key(key);
+    pub(super) fn number(&mut self, key: impl Key, value: u64) {
+        key.write(self.out, self.format);
         push_number(self.out, value);
     }
 
     /// A duration in milliseconds with three decimals.
-    pub(super) fn millis(&mut self, key: &str, value: Duration) {
-        self.key(key);
+    pub(super) fn millis(&mut self, key: impl Key, value: Duration) {
+        key.write(self.out, self.format);
         let micros = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
         push_number(self.out, micros / 1_000);
         self.out.push(b'.');
@@ -89,8 +140,8 @@ impl<'b> Line<'b> {
     }
 
     /// Something that is written as it is in both formats: a number or a boolean.
-    pub(super) fn bare(&mut self, key: &str, value: &str) {
-        self.key(key);
+    pub(super) fn bare(&mut self, key: impl Key, value: &str) {
+        key.write(self.out, self.format);
         self.out.extend_from_slice(value.as_bytes());
     }
 
@@ -99,21 +150,6 @@ impl<'b> Line<'b> {
         match self.format {
             LogFormat::Json => self.out.extend_from_slice(b"}\n"),
             LogFormat::Text => self.out.push(b'\n'),
-        }
-    }
-
-    fn key(&mut self, key: &str) {
-        match self.format {
-            LogFormat::Json => {
-                self.out.extend_from_slice(b",\"");
-                self.out.extend_from_slice(key.as_bytes());
-                self.out.extend_from_slice(b"\":");
-            }
-            LogFormat::Text => {
-                self.out.push(b' ');
-                self.out.extend_from_slice(key.as_bytes());
-                self.out.push(b'=');
-            }
         }
     }
 

@@ -78,7 +78,7 @@ fn some_time() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(1_667_980_513_042)
 }
 
-fn full_line<'a>(address: &'a std::net::IpAddr, key: &'a str) -> AccessLine<'a> {
+fn full_line<'a>(address: &'a str, key: &'a str) -> AccessLine<'a> {
     AccessLine {
         time: Some(some_time()),
         request_id: Some("01HF"),
@@ -113,8 +113,8 @@ const HOSTILE: &str =
 #[test]
 fn a_json_line_has_every_field_and_gives_hostile_text_back() {
     let (log, output) = started(JSON, 1);
-    let address = "2001:db8::1".parse().unwrap();
-    log.access(0).write(&full_line(&address, HOSTILE));
+    let address = "2001:db8::1";
+    log.access(0).write(&full_line(address, HOSTILE));
     assert!(log.flush());
     let expected = json!({
         "time": "2022-11-09T07:55:13.042Z",
@@ -150,8 +150,8 @@ fn a_json_line_has_every_field_and_gives_hostile_text_back() {
 #[test]
 fn a_text_line_can_not_be_forged() {
     let (log, output) = started(TEXT, 1);
-    let address = "192.0.2.7".parse().unwrap();
-    log.access(0).write(&full_line(&address, HOSTILE));
+    let address = "192.0.2.7";
+    log.access(0).write(&full_line(address, HOSTILE));
     log.flush();
     let text = output.text();
     let line = text.strip_suffix('\n').unwrap();
