@@ -300,16 +300,10 @@ fn passed_on(message: &Message) -> PassedOn {
     // Nor can it take the signature away, which is for the backend: nobody signed `Connection`, and a
     // backend that checks for itself would refuse the call for good.
     if !route.strip_signature {
-        let family = message.family;
-        let names = [
-            family.timestamp_header(),
-            family.client_id_header(),
-            family.signature_header(),
-        ];
         // In one pass, which is cheaper than to look each up; and by our own names, which cost nothing to copy.
         for (name, value) in offered.headers {
-            if let Some(known) = names.into_iter().find(|known| *known == name) {
-                along.push((known.clone(), value.clone()));
+            if let Some(own) = message.family.own_header(name) {
+                along.push((own.clone(), value.clone()));
             }
         }
     }
