@@ -161,6 +161,9 @@ struct Encoder {
 /// Bytes that are encoded at once; a multiple of three.
 const PIECE: usize = 768;
 
+/// Of at most so many bytes less is made; a multiple of three too.
+const SHORT: usize = 48;
+
 impl Encoder {
     /// The part of the payload before the signed bytes.
     fn head(&mut self, timestamp: Timestamp, client_id: &str, mut sink: impl FnMut(&[u8])) {
@@ -200,8 +203,16 @@ impl Encoder {
 
 /// Encodes at most [`PIECE`] bytes, for which there is room.
 fn encode(bytes: &[u8], sink: &mut impl FnMut(&[u8])) {
-    let mut encoded = [0; PIECE / 3 * 4];
-    sink(URL_SAFE_NO_PAD.encode(bytes, encoded.as_mut_slice().as_out()));
+    // What stands before the body, and the few bytes between pieces, need not clear room for a whole piece.
+    if bytes.len() <= SHORT {
+        encode_in(&mut [0; SHORT / 3 * 4], bytes, sink);
+    } else {
+        encode_in(&mut [0; PIECE / 3 * 4], bytes, sink);
+    }
+}
+
+fn encode_in(room: &mut [u8], bytes: &[u8], sink: &mut impl FnMut(&[u8])) {
+    sink(URL_SAFE_NO_PAD.encode(bytes, room.as_out()));
 }
 
 #[cfg(test)]
