@@ -124,7 +124,7 @@ async fn keyed(
         Err(verdict) => return verdict,
     };
     failpoint::reach("after_claim");
-    let _ = parcel.facts.attempt.set(fence.attempt);
+    parcel.facts.attempt.set(fence.attempt.into());
     let guard = ClaimGuard::new(gate, &parcel.facts, fence);
     let sending = Sending {
         fence: Some(fence),

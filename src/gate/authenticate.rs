@@ -259,7 +259,7 @@ where
                 }
             })?
     };
-    let _ = call.facts.body_size.set(body.len());
+    call.facts.body_size.set(body.len() as u64);
 
     let SignatureHeaders {
         family,

@@ -46,19 +46,19 @@ pub struct Facts {
     /// The client, once it proved to be it.
     pub(super) client: OnceLock<Arc<Client>>,
     /// Size of the body in bytes.
-    pub(super) body_size: OnceLock<usize>,
+    pub(super) body_size: Figure,
     /// The message's key.
     pub(super) key: OnceLock<Arc<str>>,
     /// The attempt that was made or joined.
-    pub(super) attempt: OnceLock<u32>,
+    pub(super) attempt: Figure,
     /// Set when the answer comes from the ledger.
     pub(super) replayed: OnceLock<()>,
     /// What was done about it for the sake of another message about the same order or payment.
     pub(super) suspicion: OnceLock<Suspicion>,
     /// The backend's status.
-    pub(super) upstream_status: OnceLock<u16>,
-    /// Time from connecting to the whole answer, or to the fault.
-    pub(super) upstream_took: OnceLock<Duration>,
+    pub(super) upstream_status: Figure,
+    /// Time from connecting to the whole answer, or to the fault, in nanoseconds.
+    pub(super) upstream_took: Figure,
     /// Why it was refused.
     pub(super) refusal: OnceLock<Refusal>,
     /// The signature, once it counts: remembered longer when the answer is a 5xx.
@@ -84,13 +84,13 @@ impl Facts {
             route: OnceLock::new(),
             claimed_client: OnceLock::new(),
             client: OnceLock::new(),
-            body_size: OnceLock::new(),
+            body_size: Figure::default(),
             key: OnceLock::new(),
-            attempt: OnceLock::new(),
+            attempt: Figure::default(),
             replayed: OnceLock::new(),
             suspicion: OnceLock::new(),
-            upstream_status: OnceLock::new(),
-            upstream_took: OnceLock::new(),
+            upstream_status: Figure::default(),
+            upstream_took: Figure::default(),
             refusal: OnceLock::new(),
             signature: OnceLock::new(),
         }
@@ -100,6 +100,41 @@ impl Facts {
     pub(super) fn traced_as(&self) -> Option<TraceParent> {
         let own = self.spans.map(|spans| TraceParent::of(&spans.server));
         own.or(self.trace)
+    }
+
+    /// Time from connecting to the whole answer, or to the fault.
+    pub(super) fn upstream_took(&self) -> Option<Duration> {
+        self.upstream_took.get().map(Duration::from_nanos)
+    }
+}
+
+/// A number that becomes known once: what is told first counts. A few instructions, where a lock takes a
+/// hundred.
+#[derive(Debug)]
+pub(super) struct Figure(AtomicU64);
+
+/// Stands for a number that isn't known.
+const UNKNOWN: u64 = u64::MAX;
+
+impl Default for Figure {
+    fn default() -> Self {
+        Self(AtomicU64::new(UNKNOWN))
+    }
+}
+
+impl Figure {
+    /// Tells it.
+    pub(super) fn set(&self, number: u64) {
+        let told = self
+            .0
+            .compare_exchange(UNKNOWN, number, Ordering::Release, Ordering::Relaxed);
+        // It was known already.
+        let _ = told;
+    }
+
+    /// The number, if it is known.
+    pub(super) fn get(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Acquire)).filter(|number| *number != UNKNOWN)
     }
 }
 

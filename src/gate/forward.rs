@@ -8,7 +8,7 @@
 //! Only while it is certain that no byte was sent, a call goes on to another connection or address.
 
 use std::sync::Arc;
-use std::time::Instant as StdInstant;
+use std::time::{Duration, Instant as StdInstant};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
@@ -134,7 +134,7 @@ pub(super) async fn forward(
     let took = started.elapsed();
     gate.metrics.upstream(parcel.plan.label, took);
     let facts = &parcel.facts;
-    let _ = facts.upstream_took.set(took);
+    facts.upstream_took.set(nanos(took));
     let unreachable =
         matches!(&result, Err(ForwardFault::NotSent(word)) if word.starts_with("connect_"));
     if unreachable || result.is_ok() {
@@ -142,7 +142,7 @@ pub(super) async fn forward(
         backend.note_unreachable(unreachable);
     }
     if let Ok(answer) = &result {
-        let _ = facts.upstream_status.set(answer.status.as_u16());
+        facts.upstream_status.set(answer.status.as_u16().into());
     }
     if let (Some(tracer), Some(spans)) = (&gate.common.tracer, facts.spans) {
         let ended = BackendEnded {
@@ -154,6 +154,11 @@ pub(super) async fn forward(
         finish_backend(tracer, spans, facts, &parcel.plan, ended);
     }
     result
+}
+
+/// Of a duration that was measured here; 500 years fit.
+fn nanos(took: Duration) -> u64 {
+    u64::try_from(took.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Waits for a place, and sends at an address that may be called.

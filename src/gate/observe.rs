@@ -202,7 +202,7 @@ impl Report {
             reason: refusal
                 .map(Refusal::reason)
                 .filter(|reason| !reason.is_empty()),
-            attempt: facts.attempt.get().copied(),
+            attempt: facts.attempt.get(),
             replayed: facts.replayed.get().map(|()| true),
             stale_event: suspicion
                 .filter(|suspicion| suspicion.is_stale())
@@ -210,10 +210,10 @@ impl Report {
             possible_duplicate: suspicion
                 .filter(|suspicion| !suspicion.is_stale())
                 .map(Suspicion::action),
-            upstream_status: facts.upstream_status.get().copied(),
-            upstream_duration: facts.upstream_took.get().copied(),
+            upstream_status: facts.upstream_status.get(),
+            upstream_duration: facts.upstream_took(),
             duration: Some(took),
-            request_bytes: facts.body_size.get().map(|size| *size as u64),
+            request_bytes: facts.body_size.get(),
             response_bytes: answer_size,
         });
     }

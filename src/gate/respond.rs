@@ -108,7 +108,7 @@ where
 
 fn answered(facts: &Facts, answer: Answer) -> Response<Full<Bytes>> {
     if let Some(attempt) = answer.attempt {
-        let _ = facts.attempt.set(attempt);
+        facts.attempt.set(attempt.into());
     }
     let mut response = Response::new(Full::new(answer.kept.body));
     *response.status_mut() = answer.kept.status;

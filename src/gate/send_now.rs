@@ -183,9 +183,9 @@ impl Gate {
             reason: refusal
                 .map(Refusal::reason)
                 .filter(|reason| !reason.is_empty()),
-            attempt: facts.attempt.get().copied(),
-            upstream_status: facts.upstream_status.get().copied(),
-            upstream_duration: facts.upstream_took.get().copied(),
+            attempt: facts.attempt.get(),
+            upstream_status: facts.upstream_status.get(),
+            upstream_duration: facts.upstream_took(),
             duration: Some(facts.first_byte.elapsed()),
             ..AccessLine::default()
         });

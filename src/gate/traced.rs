@@ -54,10 +54,7 @@ fn call_span(spans: CallSpans, facts: &Facts, ended: Ended<'_>) -> Span {
     add("url.path", path.map(|path| Value::from(cut(path))));
     add("http.response.status_code", Some(status.into()));
     add("client.address", Some(facts.address_text.as_str().into()));
-    let body = facts
-        .body_size
-        .get()
-        .map(|size| Value::Number(*size as i64));
+    let body = facts.body_size.get().map(|size| Value::Number(size as i64));
     add("http.request.body.size", body);
     add("error.type", refusal.map(|refusal| refusal.code().into()));
     let reason = refusal.map(|refusal| refusal.reason());
@@ -167,7 +164,10 @@ fn common_attributes(facts: &Facts) -> Vec<(&'static str, Value)> {
     let client = facts.client.get();
     let key = facts.key.get().map(|key| Value::from(&**key));
     let client = client.map(|client| client.name.as_str().into());
-    let attempt = facts.attempt.get().map(|attempt| Value::from(*attempt));
+    let attempt = facts
+        .attempt
+        .get()
+        .map(|attempt| Value::Number(attempt as i64));
     for (name, value) in [
         ("tikigate.idempotency_key", key),
         ("tikigate.client", client),

@@ -47,7 +47,7 @@ pub struct AccessLine<'a> {
     /// `tikigate.reason`: why, in the gate's own words; the caller isn't told.
     pub reason: Option<&'a str>,
     /// `tikigate.attempt`: which try of this key ran, from 1.
-    pub attempt: Option<u32>,
+    pub attempt: Option<u64>,
     /// `tikigate.replayed`: whether the answer came from the ledger.
     pub replayed: Option<bool>,
     /// `tikigate.stale_event`: what was done about an order's event that is older than one that was
@@ -56,7 +56,7 @@ pub struct AccessLine<'a> {
     /// `tikigate.possible_duplicate`: what was done about one more refund of a payment's amount.
     pub possible_duplicate: Option<&'a str>,
     /// `tikigate.upstream.status_code`: what the backend answered.
-    pub upstream_status: Option<u16>,
+    pub upstream_status: Option<u64>,
     /// `tikigate.upstream.duration_ms`: how long the backend took.
     pub upstream_duration: Option<Duration>,
     /// `duration_ms`: from the request's first byte to its answer.

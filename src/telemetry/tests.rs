@@ -271,7 +271,7 @@ fn lines_of_many_threads_never_mix() {
                 for attempt in 0..LINES {
                     access.write(&AccessLine {
                         route: Some(&name),
-                        attempt: Some(attempt),
+                        attempt: Some(attempt.into()),
                         ..AccessLine::default()
                     });
                 }
