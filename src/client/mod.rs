@@ -115,25 +115,42 @@ impl Upstream {
         kind: ConnectionKind,
         deadline: Instant,
     ) -> Result<Reserved, ConnectFault> {
-        let kept = match kind {
+        match self.kept(kind) {
+            Some(kept) => Ok(kept),
+            None => self.connected(kind, deadline).await,
+        }
+    }
+
+    /// The first half of [`Upstream::reserve`]: a connection that was kept open, if there is one and it
+    /// is of this kind.
+    pub fn kept(&self, kind: ConnectionKind) -> Option<Reserved> {
+        match kind {
             ConnectionKind::Fresh => None,
-            ConnectionKind::Pooled => self.shared.pool.take(),
-        };
-        let link = match kept {
-            Some(link) => link,
-            None => self.connect(deadline).await?,
-        };
-        Ok(Reserved {
+            ConnectionKind::Pooled => Some(self.reserved(self.shared.pool.take()?, kind)),
+        }
+    }
+
+    /// Its second half: a new connection, within `connect_timeout` and by `deadline`.
+    ///
+    /// # Errors
+    /// As for [`Upstream::reserve`].
+    pub async fn connected(
+        &self,
+        kind: ConnectionKind,
+        deadline: Instant,
+    ) -> Result<Reserved, ConnectFault> {
+        let limit = Instant::now().checked_add(self.shared.settings.connect_timeout);
+        let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
+        let link = connect(&self.shared.target, deadline).await?;
+        Ok(self.reserved(link, kind))
+    }
+
+    fn reserved(&self, link: Box<Link>, kind: ConnectionKind) -> Reserved {
+        Reserved {
             link,
             kind,
             upstream: self.clone(),
-        })
-    }
-
-    async fn connect(&self, deadline: Instant) -> Result<Box<Link>, ConnectFault> {
-        let limit = Instant::now().checked_add(self.shared.settings.connect_timeout);
-        let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
-        connect(&self.shared.target, deadline).await
+        }
     }
 }
 

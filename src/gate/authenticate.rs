@@ -1,9 +1,11 @@
 //! Step 2: one set of signature headers, a known client, and a body that one of its secrets signed.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::task::Poll;
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
@@ -237,7 +239,7 @@ where
         return Err(Refusal::Unauthenticated(AuthFault::ClientNotAllowed));
     }
 
-    let secrets = accepted_secrets(client, clients.clock.now());
+    let secrets = accepted_secrets(client, || clients.clock.now());
     let keys = secrets.iter().map(|(_, secret)| &secret.key);
     let mut verifier = Verifier::new(keys, signature.timestamp, signature.client_id);
     let body = if plan.is_safe() {
@@ -295,10 +297,13 @@ pub(super) fn answer_by(facts: &Facts, plan: &RoutePlan) -> Instant {
 }
 
 /// The client's secrets that still count, with their places among all of its secrets.
-fn accepted_secrets(client: &ClientPlan, now: SystemTime) -> SmallVec<[(usize, &ClientSecret); 2]> {
+fn accepted_secrets(
+    client: &ClientPlan,
+    now: impl Fn() -> SystemTime,
+) -> SmallVec<[(usize, &ClientSecret); 2]> {
     let secrets = client.client.secrets.iter().enumerate();
     secrets
-        .filter(|(_, secret)| secret.not_after.is_none_or(|end| now < end))
+        .filter(|(_, secret)| secret.not_after.is_none_or(|end| now() < end))
         .collect()
 }
 
@@ -375,13 +380,16 @@ where
         verifier.update(&data);
         if so_far == 0 {
             first = data;
-            continue;
+        } else {
+            if rest.is_empty() {
+                rest.reserve(declared.unwrap_or(0) as usize);
+                rest.extend_from_slice(&first);
+            }
+            rest.extend_from_slice(&data);
         }
-        if rest.is_empty() {
-            rest.reserve(declared.unwrap_or(0) as usize);
-            rest.extend_from_slice(&first);
+        if body.is_end_stream() {
+            break;
         }
-        rest.extend_from_slice(&data);
     }
     Ok(if rest.is_empty() {
         first
@@ -393,7 +401,8 @@ where
 /// How long a body may still be waited for.
 struct Pace<'c> {
     bounds: &'c BodyBounds<'c>,
-    began: Instant,
+    /// When it was first waited for.
+    began: Option<Instant>,
     /// None for the first moment.
     awaited: Option<AwaitedBody>,
 }
@@ -402,7 +411,7 @@ impl<'c> Pace<'c> {
     fn new(bounds: &'c BodyBounds<'c>) -> Self {
         Self {
             bounds,
-            began: Instant::now(),
+            began: None,
             awaited: None,
         }
     }
@@ -414,7 +423,12 @@ impl<'c> Pace<'c> {
         frame: impl Future<Output = T>,
     ) -> Result<T, Refusal> {
         let mut frame = pin!(frame);
-        let Self { bounds, began, .. } = *self;
+        // What came with the head is there, and needs neither a clock nor a timer.
+        if let Poll::Ready(frame) = poll_fn(|cx| Poll::Ready(frame.as_mut().poll(cx))).await {
+            return Ok(frame);
+        }
+        let bounds = self.bounds;
+        let began = *self.began.get_or_insert_with(Instant::now);
         let deadline = (began + bounds.pace.patience(so_far)).min(bounds.answer_by);
         let too_slow = Refusal::BodyTimeout(BodyFault::TooSlow);
         if self.awaited.is_none() {

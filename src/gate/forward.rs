@@ -168,10 +168,15 @@ async fn in_turn(
     mut sending: Sending,
 ) -> Result<BackendAnswer, ForwardFault> {
     let backend = &gate.common.backends[parcel.plan.route.upstream];
-    let turn = backend.cap().acquire(&parcel.client.id);
-    let _place = tokio::time::timeout_at(sending.deadlines.send_by, turn)
-        .await
-        .map_err(|_| ForwardFault::NotSent(OVERLOADED))?;
+    let _place = match backend.cap().try_acquire() {
+        Some(place) => place,
+        None => {
+            let turn = backend.cap().acquire(&parcel.client.id);
+            tokio::time::timeout_at(sending.deadlines.send_by, turn)
+                .await
+                .map_err(|_| ForwardFault::NotSent(OVERLOADED))?
+        }
+    };
     // While the call waited its address may have failed others.
     let mut pass = match sending.pass.take().filter(Pass::still_holds) {
         Some(pass) => pass,
@@ -242,9 +247,12 @@ async fn connect(
     kind: ConnectionKind,
 ) -> Result<Reserved, Unsent> {
     let upstream = &gate.upstreams[parcel.plan.route.upstream][pass.index()];
+    if let Some(kept) = upstream.kept(kind) {
+        return Ok(kept);
+    }
     let send_by = sending.deadlines.send_by;
     let whole_time = Instant::now() + parcel.plan.upstream.connect_timeout <= send_by;
-    let reserved = upstream.reserve(kind, send_by).await;
+    let reserved = upstream.connected(kind, send_by).await;
     reserved.map_err(|fault| {
         if is_the_addresses(&fault, whole_time) {
             pass.failed();

@@ -326,18 +326,25 @@ impl<'a> Offered<'a> {
     }
 
     fn copy(&self, name: &HeaderName, to: &mut PassedOn) {
-        let is_name = |option: &&[u8]| option.eq_ignore_ascii_case(name.as_str().as_bytes());
-        if !self.ends_here.iter().any(is_name) {
+        if !self.ends_here(name) {
             for value in self.headers.get_all(name) {
                 to.push((name.clone(), value.clone()));
             }
         }
     }
 
+    fn ends_here(&self, name: &HeaderName) -> bool {
+        let is_name = |option: &&[u8]| option.eq_ignore_ascii_case(name.as_str().as_bytes());
+        self.ends_here.iter().any(is_name)
+    }
+
     /// For a header that is no list: of several, one server believes the first and another the last.
     fn copy_if_one(&self, name: &HeaderName, to: &mut PassedOn) {
-        if self.headers.get_all(name).iter().nth(1).is_none() {
-            self.copy(name, to);
+        let mut values = self.headers.get_all(name).iter();
+        if let (Some(value), None) = (values.next(), values.next())
+            && !self.ends_here(name)
+        {
+            to.push((name.clone(), value.clone()));
         }
     }
 }

@@ -141,9 +141,9 @@ impl PendingBody {
         if request.body().is_end_stream() {
             return Self::None;
         }
-        let waits = request.headers().contains_key(EXPECT);
+        let waits = || request.headers().contains_key(EXPECT);
         match request.body().size_hint().exact() {
-            Some(length) if length <= Self::SMALL && !waits => Self::Small,
+            Some(length) if length <= Self::SMALL && !waits() => Self::Small,
             _ => Self::Large,
         }
     }
