@@ -69,11 +69,10 @@ where
             .common
             .trusted_proxies
             .client_address(arrived.peer, headers);
-        let mut traces = headers.get_all(TRACEPARENT).iter();
-        let trace = traces
-            .next()
+        let trace = headers
+            .get(TRACEPARENT)
             .and_then(|value| TraceParent::parse(value.as_bytes()));
-        let trace = trace.filter(|_| traces.next().is_none());
+        let trace = trace.filter(|_| headers.get_all(TRACEPARENT).iter().nth(1).is_none());
         let request_id = self.gate.request_ids.next();
         let tracer = self.gate.common.tracer.as_ref();
         let spans = tracer

@@ -216,24 +216,62 @@ fn check_head<B>(request: &http::Request<B>) -> Result<(), Refusal> {
     if !query.bytes().all(|byte| byte.is_ascii_graphic()) {
         return fault(RequestFault::Target);
     }
-    let headers = request.headers();
-    if !host_is_plain(headers) {
+    let reading = Reading::by(request.headers());
+    if !host_is_plain(&reading) {
         return fault(RequestFault::Host);
     }
-    if headers.contains_key(UPGRADE) {
+    if reading.upgrade.count > 0 {
         return fault(RequestFault::Protocol);
     }
-    if !framing_is_plain(headers) {
+    if !framing_is_plain(&reading) {
         return fault(RequestFault::Framing);
     }
     Ok(())
 }
 
+/// The headers that say how a request is to be read. Found in one pass over the head, which is cheaper than
+/// to look each up.
+#[derive(Default)]
+struct Reading<'h> {
+    host: Lines<'h>,
+    upgrade: Lines<'h>,
+    coding: Lines<'h>,
+    length: Lines<'h>,
+}
+
+/// How often a header is there, and its last value.
+#[derive(Default)]
+struct Lines<'h> {
+    last: Option<&'h HeaderValue>,
+    count: usize,
+}
+
+impl<'h> Reading<'h> {
+    fn by(headers: &'h HeaderMap) -> Self {
+        let mut reading = Self::default();
+        for (name, value) in headers {
+            let lines = match *name {
+                HOST => &mut reading.host,
+                UPGRADE => &mut reading.upgrade,
+                TRANSFER_ENCODING => &mut reading.coding,
+                CONTENT_LENGTH => &mut reading.length,
+                _ => continue,
+            };
+            lines.last = Some(value);
+            lines.count += 1;
+        }
+        reading
+    }
+}
+
 /// Exactly one `Host`, and a name or address with or without a port in it, or nothing (RFC 9112, section
 /// 3.2; RFC 3986, section 3.2).
-fn host_is_plain(headers: &HeaderMap) -> bool {
-    let mut hosts = headers.get_all(HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else {
+fn host_is_plain(reading: &Reading<'_>) -> bool {
+    let Lines {
+        last: Some(host),
+        count: 1,
+    } = reading.host
+    else {
         return false;
     };
     let host = host.as_bytes();
@@ -256,15 +294,14 @@ fn host_is_plain(headers: &HeaderMap) -> bool {
 }
 
 /// One exact `chunked`, or one plain decimal length, or neither.
-fn framing_is_plain(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    match (codings.next(), lengths.next()) {
+fn framing_is_plain(reading: &Reading<'_>) -> bool {
+    let Reading { coding, length, .. } = reading;
+    match (coding.last, length.last) {
         (None, None) => true,
-        (Some(coding), None) => {
-            coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none()
+        (Some(value), None) => {
+            value.as_bytes().eq_ignore_ascii_case(b"chunked") && coding.count == 1
         }
-        (None, Some(length)) => is_plain_length(length) && lengths.next().is_none(),
+        (None, Some(value)) => is_plain_length(value) && length.count == 1,
         (Some(_), Some(_)) => false,
     }
 }
@@ -284,14 +321,14 @@ mod tests {
         for (name, value) in lines {
             headers.append(name, HeaderValue::from_str(value).unwrap());
         }
-        framing_is_plain(&headers)
+        framing_is_plain(&Reading::by(&headers))
     }
 
     #[test]
     fn a_host_is_a_name_or_an_address() {
         let plain = |host: &[u8]| {
             let value = HeaderValue::from_bytes(host).unwrap();
-            host_is_plain(&HeaderMap::from_iter([(HOST, value)]))
+            host_is_plain(&Reading::by(&HeaderMap::from_iter([(HOST, value)])))
         };
         for host in [
             "",
@@ -313,7 +350,7 @@ mod tests {
             assert!(!plain(host.as_bytes()), "{host}");
         }
         assert!(!plain(b"a\xff"));
-        assert!(!host_is_plain(&HeaderMap::new()));
+        assert!(!host_is_plain(&Reading::by(&HeaderMap::new())));
     }
 
     #[test]
