@@ -255,10 +255,10 @@ impl Parcel {
         }
         headers.insert(
             REQUEST_ID,
-            HeaderValue::from_str(facts.request_id.as_str())?,
+            HeaderValue::from_bytes(facts.request_id.as_bytes())?,
         );
         if let AskedBy::Caller(_) = self.asked_by {
-            let address = HeaderValue::from_str(facts.address_text.as_str())?;
+            let address = HeaderValue::from_bytes(facts.address_text.as_bytes())?;
             headers.insert(FORWARDED_FOR, address);
             headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
         }
