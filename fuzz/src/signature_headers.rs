@@ -45,7 +45,7 @@ pub fn signature_headers(data: &[u8]) {
 
     // Nobody can have guessed the MAC of this key, and the right one is found.
     let key = SigningKey::from_secret(b"only for this");
-    let verifier = Verifier::new([&key], read.timestamp, read.client_id);
+    let mut verifier = Verifier::new([&key], read.timestamp, read.client_id);
     assert_eq!(verifier.clone().finish(&read.mac), None);
     let mac = key.sign(read.timestamp, read.client_id, b"");
     assert_eq!(verifier.finish(&mac), Some(0));

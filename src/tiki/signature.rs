@@ -105,12 +105,13 @@ impl Verifier {
         timestamp: Timestamp,
         client_id: &str,
     ) -> Self {
-        let mut hmacs: SmallVec<[_; 2]> = keys.into_iter().map(|key| key.0.clone()).collect();
-        let mut encoder = Encoder::default();
-        encoder.head(timestamp, client_id, |encoded| {
-            update_all(&mut hmacs, encoded);
-        });
-        Self { hmacs, encoder }
+        let mut verifier = Self {
+            hmacs: keys.into_iter().map(|key| key.0.clone()).collect(),
+            encoder: Encoder::default(),
+        };
+        let Self { hmacs, encoder } = &mut verifier;
+        encoder.head(timestamp, client_id, |encoded| update_all(hmacs, encoded));
+        verifier
     }
 
     /// Takes the next bytes of the body, or of path and query, however they are cut.
@@ -124,11 +125,12 @@ impl Verifier {
     ///
     /// Each comparison takes constant time, and all keys are tried, so that the time taken tells
     /// nothing about which of them came close.
-    pub fn finish(self, mac: &Mac) -> Option<usize> {
-        let Self { mut hmacs, encoder } = self;
-        encoder.finish(|encoded| update_all(&mut hmacs, encoded));
+    pub fn finish(&mut self, mac: &Mac) -> Option<usize> {
+        let Self { hmacs, encoder } = self;
+        encoder.finish(|encoded| update_all(hmacs, encoded));
         let mut matched = None;
-        for (index, hmac) in hmacs.into_iter().enumerate() {
+        // Taken out, so that nothing can match a second time.
+        for (index, hmac) in hmacs.drain(..).enumerate() {
             let equal = hmac.verify_slice(&mac.0).is_ok();
             if equal && matched.is_none() {
                 matched = Some(index);
