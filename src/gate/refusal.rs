@@ -5,13 +5,15 @@
 //! sends again. A passing trouble that is answered 4xx is a lost payment notice, which is why rate
 //! limits are 503 here and not 429.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::StatusCode;
 
 use crate::ledger::Hold;
 use crate::outbound::confirm::Doubt;
-use crate::tiki::{HeaderFault, PayloadFault};
+use crate::tiki::{self, HeaderFault, PayloadFault};
 
 /// Why a call was refused. [`Refusal::code`] is the stable word that the caller sees;
 /// [`Refusal::reason`] is the finer one for log and metrics only.
@@ -374,6 +376,19 @@ impl Refusal {
         }
     }
 
+    /// The platform's envelope with code and message. But for one that names a field it is made once, and
+    /// whoever is refused a lot costs nothing here.
+    pub fn body(&self) -> Bytes {
+        static MADE: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
+            let made = |row: &Row| &*tiki::error_body(row.code, row.message).leak();
+            TABLE.iter().map(made).collect()
+        });
+        match self {
+            Self::InvalidPayload(_) => tiki::error_body(self.code(), &self.message()).into(),
+            _ => Bytes::from_static(MADE[self.row()].as_bytes()),
+        }
+    }
+
     /// When the caller may try again, in whole seconds, for the 503s.
     pub fn retry_after(&self, status: StatusCode) -> Option<u64> {
         match self {
@@ -428,6 +443,14 @@ impl From<HeaderFault> for AuthFault {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_has_a_body_of_its_own_words() {
+        for refusal in one_of_each() {
+            let expected = tiki::error_body(refusal.code(), &refusal.message());
+            assert_eq!(refusal.body(), expected);
+        }
+    }
 
     fn one_of_each() -> Vec<Refusal> {
         vec![

@@ -14,7 +14,6 @@ use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::failpoint;
-use crate::tiki;
 
 use super::answer::Answer;
 use super::call::{Call, Facts};
@@ -162,9 +161,8 @@ fn closes(refusal: &Refusal, body: PendingBody, body_read: bool) -> bool {
 
 /// The platform's envelope.
 fn refused(refusal: &Refusal, refuse_with: StatusCode, close: bool) -> Response<Full<Bytes>> {
-    let body = tiki::error_body(refusal.code(), &refusal.message());
     let status = refusal.status(refuse_with);
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+    let mut response = Response::new(Full::new(refusal.body()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
