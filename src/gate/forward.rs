@@ -7,7 +7,6 @@
 //! ```
 //! Only while it is certain that no byte was sent, a call goes on to another connection or address.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant as StdInstant};
 
 use bytes::Bytes;
@@ -43,11 +42,11 @@ const CONNECTIONS: usize = 3;
 const ADDRESSES: usize = 3;
 
 /// How a parcel is sent.
-pub(super) struct Sending {
+pub(super) struct Sending<'r> {
     /// The claim that it is sent under.
     pub(super) fence: Option<Fence>,
     /// Told how far it has come.
-    pub(super) running: Option<Arc<Running>>,
+    pub(super) running: Option<&'r Running>,
     /// Which try of its message it is.
     pub(super) attempt: u32,
     /// What the backend is told of it.
@@ -115,12 +114,12 @@ impl ForwardFault {
 pub(super) async fn forward(
     gate: &Gate,
     parcel: &Parcel,
-    sending: Sending,
+    sending: &mut Sending<'_>,
 ) -> Result<BackendAnswer, ForwardFault> {
     let started = StdInstant::now();
     let aborted = gate.common.calls.abort.cancelled();
-    let running = sending.running.clone();
-    if let Some(running) = &running {
+    let running = sending.running;
+    if let Some(running) = running {
         running.reach(Stage::Waiting);
     }
     let result = tokio::select! {
@@ -131,6 +130,8 @@ pub(super) async fn forward(
             _ => ForwardFault::MaybeSent(UpstreamFault::Abandoned),
         }),
     };
+    // Where the call got no place, nobody took it.
+    sending.pass = None;
     let took = started.elapsed();
     gate.metrics.upstream(parcel.plan.label, took);
     let facts = &parcel.facts;
@@ -165,7 +166,7 @@ fn nanos(took: Duration) -> u64 {
 async fn in_turn(
     gate: &Gate,
     parcel: &Parcel,
-    mut sending: Sending,
+    sending: &mut Sending<'_>,
 ) -> Result<BackendAnswer, ForwardFault> {
     let backend = &gate.common.backends[parcel.plan.route.upstream];
     let _place = match backend.cap().try_acquire() {
@@ -184,7 +185,7 @@ async fn in_turn(
     };
     let mut tried: SmallVec<[usize; ADDRESSES]> = SmallVec::new();
     loop {
-        let word = match at_one_address(gate, parcel, &mut sending, &mut pass).await {
+        let word = match at_one_address(gate, parcel, sending, &mut pass).await {
             Err(Unsent::ThereAtLeast(word)) => word,
             Err(Unsent::Anywhere(fault)) => return Err(fault),
             Ok(answer) => return Ok(answer),
@@ -210,7 +211,7 @@ enum Unsent {
 async fn at_one_address(
     gate: &Gate,
     parcel: &Parcel,
-    sending: &mut Sending,
+    sending: &mut Sending<'_>,
     pass: &mut Pass,
 ) -> Result<BackendAnswer, Unsent> {
     let kind = connection_kind(&parcel.plan);
@@ -220,7 +221,7 @@ async fn at_one_address(
             .map_err(|_| Unsent::Anywhere(ForwardFault::NotSent(NOT_SENT)))?;
         let reserved = connect(gate, parcel, sending, pass, kind).await?;
         may_be_sent(gate, sending).await.map_err(Unsent::Anywhere)?;
-        if let Some(running) = &sending.running {
+        if let Some(running) = sending.running {
             running.reach(Stage::Sending);
         }
         failpoint::reach("before_first_byte");
@@ -242,7 +243,7 @@ async fn at_one_address(
 async fn connect(
     gate: &Gate,
     parcel: &Parcel,
-    sending: &Sending,
+    sending: &Sending<'_>,
     pass: &mut Pass,
     kind: ConnectionKind,
 ) -> Result<Reserved, Unsent> {
@@ -252,7 +253,8 @@ async fn connect(
     }
     let send_by = sending.deadlines.send_by;
     let whole_time = Instant::now() + parcel.plan.upstream.connect_timeout <= send_by;
-    let reserved = upstream.connected(kind, send_by).await;
+    // Boxed: a call on a kept connection need not carry the room for it.
+    let reserved = Box::pin(upstream.connected(kind, send_by)).await;
     reserved.map_err(|fault| {
         if is_the_addresses(&fault, whole_time) {
             pass.failed();
@@ -268,7 +270,7 @@ fn is_the_addresses(fault: &ConnectFault, whole_time: bool) -> bool {
 }
 
 /// Checks the claim and the time. Between this and the first byte nothing waits.
-async fn may_be_sent(gate: &Gate, sending: &Sending) -> Result<(), ForwardFault> {
+async fn may_be_sent(gate: &Gate, sending: &Sending<'_>) -> Result<(), ForwardFault> {
     let send_by = sending.deadlines.send_by;
     if let Some(fence) = sending.fence {
         let permit = tokio::time::timeout_at(send_by, gate.common.ledger.permit(fence))
@@ -292,7 +294,7 @@ async fn may_be_sent(gate: &Gate, sending: &Sending) -> Result<(), ForwardFault>
 /// that moment, whatever comes later.
 async fn exchange(
     parcel: &Parcel,
-    sending: &Sending,
+    sending: &Sending<'_>,
     pass: &mut Pass,
     reserved: Reserved,
     request: Box<Request<Bytes>>,

@@ -12,9 +12,9 @@ use tokio::time::Instant;
 use crate::config::Upstream;
 use crate::ledger::{Admission, KeptRequest, Marks};
 use crate::net::ClientAddress;
-use crate::tiki::PayloadKind;
+use crate::tiki::{Family, PayloadKind};
 
-use super::authenticate::{ClientPlan, Message, answer_by};
+use super::authenticate::{ClientPlan, answer_by};
 use super::bind::Standing;
 use super::call::{Facts, RequestId, TraceParent};
 use super::refusal::Dated;
@@ -50,7 +50,7 @@ pub(super) struct Parcel {
     pub(super) admission: Admission,
     /// On which side of its time window the call lies; none: inside.
     pub(super) dated: Option<Dated>,
-    /// What of the caller's head goes along: see [`passed_on`].
+    /// What of the caller's head goes along: see [`Parcel::pass_on`].
     passed_on: PassedOn,
     /// The body as received.
     pub(super) body: Bytes,
@@ -94,14 +94,11 @@ impl Parcel {
             share,
             ..
         } = claimable;
-        let passed_on = passed_on(&message);
-        let mut room = std::mem::take(&mut message.headers);
-        let length = room.get(CONTENT_LENGTH).cloned();
-        room.clear();
-        let parcel = Box::new(Self {
-            passed_on,
-            length,
-            room,
+        let head = std::mem::take(&mut message.headers);
+        let mut parcel = Box::new(Self {
+            passed_on: PassedOn::new(),
+            length: head.get(CONTENT_LENGTH).cloned(),
+            room: HeaderMap::new(),
             told_by: match identity {
                 Some(identity) => ToldBy::Key(identity),
                 None => ToldBy::Signature(SignatureKey::from(&message.mac)),
@@ -117,7 +114,43 @@ impl Parcel {
             body: message.body,
             asked_by: AskedBy::Caller(message.uri),
         });
+        parcel.pass_on(&head, message.family);
+        parcel.room = head;
+        parcel.room.clear();
         (parcel, share)
+    }
+
+    /// Takes what of the caller's head goes to the backend: `Accept`, a well-formed trace context, what
+    /// the route lists in `forward_headers`, on `any` routes the `Content-Type`, and the signature unless
+    /// it is to be stripped. On routes that hold the ledger keeps it for a later attempt.
+    fn pass_on(&mut self, head: &HeaderMap, family: Family) {
+        let route = &self.plan.route;
+        let offered = Offered::by(head);
+        let along = &mut self.passed_on;
+        if route.payload == PayloadKind::Any {
+            offered.copy_if_one(&CONTENT_TYPE, along);
+        }
+        offered.copy(&ACCEPT, along);
+        for name in &route.forward_headers {
+            offered.copy(name, along);
+        }
+        // Whatever the caller's `Connection` says: a trace goes on behind us.
+        if let Some(Ok(trace)) =
+            (self.facts.trace.as_ref()).map(|trace| HeaderValue::from_bytes(trace.as_bytes()))
+        {
+            along.push((TRACEPARENT, trace));
+            offered.copy(&TRACESTATE, along);
+        }
+        // Nor can it take the signature away, which is for the backend: nobody signed `Connection`, and a
+        // backend that checks for itself would refuse the call for good.
+        if !route.strip_signature {
+            // In one pass, which is cheaper than to look each up; and by our own names, which cost nothing to copy.
+            for (name, value) in head {
+                if let Some(own) = family.own_header(name) {
+                    along.push((own.clone(), value.clone()));
+                }
+            }
+        }
     }
 
     /// A call that the ledger kept, to be sent by a person's word.
@@ -274,40 +307,6 @@ pub(super) fn add_secrets(upstream: &Upstream, headers: &mut HeaderMap) -> Resul
         headers.insert(name, value);
     }
     Ok(())
-}
-
-/// What of the caller's head goes to the backend: `Accept`, a well-formed trace context, what the
-/// route lists in `forward_headers`, on `any` routes the `Content-Type`, and the signature unless it
-/// is to be stripped. On routes that hold the ledger keeps it for a later attempt.
-fn passed_on(message: &Message) -> PassedOn {
-    let route = &message.plan.route;
-    let offered = Offered::by(&message.headers);
-    let mut along = PassedOn::new();
-    if route.payload == PayloadKind::Any {
-        offered.copy_if_one(&CONTENT_TYPE, &mut along);
-    }
-    offered.copy(&ACCEPT, &mut along);
-    for name in &route.forward_headers {
-        offered.copy(name, &mut along);
-    }
-    // Whatever the caller's `Connection` says: a trace goes on behind us.
-    if let Some(Ok(trace)) =
-        (message.facts.trace.as_ref()).map(|trace| HeaderValue::from_bytes(trace.as_bytes()))
-    {
-        along.push((TRACEPARENT, trace));
-        offered.copy(&TRACESTATE, &mut along);
-    }
-    // Nor can it take the signature away, which is for the backend: nobody signed `Connection`, and a
-    // backend that checks for itself would refuse the call for good.
-    if !route.strip_signature {
-        // In one pass, which is cheaper than to look each up; and by our own names, which cost nothing to copy.
-        for (name, value) in offered.headers {
-            if let Some(own) = message.family.own_header(name) {
-                along.push((own.clone(), value.clone()));
-            }
-        }
-    }
-    along
 }
 
 /// What the caller's head offers to be passed on.
