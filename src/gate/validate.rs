@@ -82,7 +82,7 @@ pub(super) fn identify(
             message: Arc::from(identity.key),
         },
         fingerprint: ledger::Fingerprint(identity.fingerprint),
-        fields: ledger::Fields(tiki::fields(&payload, &rule.spec)),
+        fields: ledger::Fields(tiki::fields(&payload, &rule.spec).into()),
         subject: tiki::subject(&payload).map(|subject| compared(subject, rule)),
     }))
 }

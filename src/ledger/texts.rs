@@ -93,7 +93,7 @@ pub(in crate::ledger) fn fields_text(fields: &Fields) -> Option<String> {
         return None;
     }
     let mut text = String::with_capacity(160);
-    for (name, value) in &fields.0 {
+    for (name, value) in fields.0.iter() {
         text.push(if text.is_empty() { '{' } else { ',' });
         push_json(&mut text, name);
         text.push(':');
@@ -135,7 +135,7 @@ pub(in crate::ledger) fn fields_of(text: &str) -> Option<Fields> {
                     while let Some((name, text)) = map.next_entry::<String, String>()? {
                         fields.push((Cow::Owned(name), text));
                     }
-                    Ok(Pairs(Fields(fields)))
+                    Ok(Pairs(Fields(fields.into())))
                 }
             }
             from.deserialize_map(Visitor)
@@ -215,10 +215,13 @@ mod tests {
 
     #[test]
     fn fields_come_back_as_they_are() {
-        let fields = Fields(vec![
-            ("z".into(), "plain".to_owned()),
-            ("a\"b".into(), "line\nend\u{7f}\\ ậ".to_owned()),
-        ]);
+        let fields = Fields(
+            [
+                ("z".into(), "plain".to_owned()),
+                ("a\"b".into(), "line\nend\u{7f}\\ ậ".to_owned()),
+            ]
+            .into(),
+        );
         assert_eq!(fields_of(&fields_text(&fields).unwrap()).unwrap(), fields);
         assert_eq!(fields_text(&Fields::default()), None);
     }

@@ -98,9 +98,9 @@ pub enum Admission {
 }
 
 /// The fields of a message that people search by and probes ask with, by name, such as
-/// `transaction_id` or `order.id`. Texts as they were sent; amounts as exact decimals.
+/// `transaction_id` or `order.id`. Texts as they were sent; amounts as exact decimals. A copy shares them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Fields(pub Vec<(Cow<'static, str>, String)>);
+pub struct Fields(pub Arc<[(Cow<'static, str>, String)]>);
 
 impl Fields {
     /// The field with this name.

@@ -8,6 +8,12 @@ const MAX_DIGITS: usize = 40;
 /// Magnitude of a written exponent, at most.
 const MAX_EXPONENT: i16 = 40;
 
+/// Zeros before or after the digits when it is written out: as many as digits after the point and the exponent
+/// can make.
+const ZEROS: [u8; MAX_DIGITS + MAX_EXPONENT as usize] = [b'0'; MAX_DIGITS + MAX_EXPONENT as usize];
+/// A sign, a zero, a point, further zeros and all digits.
+const MAX_WRITTEN: usize = 3 + ZEROS.len() + MAX_DIGITS;
+
 /// An exact decimal number, normalised: `1000`, `1e3` and `1000.0` are equal.
 ///
 /// Bounded before anything is expanded: at most 40 digits and an exponent of at most ±40 as written.
@@ -105,10 +111,6 @@ impl Decimal {
         self
     }
 
-    fn significant(&self) -> &[u8] {
-        &self.digits[..usize::from(self.count)]
-    }
-
     fn compare_magnitude(&self, other: &Self) -> Ordering {
         // Where the first digit stands decides; zero stands below everything.
         let place =
@@ -138,30 +140,41 @@ impl PartialOrd for Decimal {
 
 impl fmt::Display for Decimal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.negative {
-            f.write_str("-")?;
-        }
+        // As one text: to write digit by digit costs a formatter's round each.
+        let mut written = [0; MAX_WRITTEN];
+        let mut length = 0;
+        let mut push = |bytes: &[u8]| {
+            written[length..length + bytes.len()].copy_from_slice(bytes);
+            length += bytes.len();
+        };
+        let mut digits = self.digits;
+        digits.iter_mut().for_each(|digit| *digit += b'0');
+        let digits = &digits[..usize::from(self.count)];
         // How many digits stand before the point; not above 80, by the bounds of `parse`.
         let whole = i16::from(self.count) + self.exponent;
-        if whole <= 0 {
-            f.write_str("0")?;
+        if self.negative {
+            push(b"-");
         }
-        if self.exponent < 0 && whole <= 0 {
-            f.write_str(".")?;
-            for _ in whole..0 {
-                f.write_str("0")?;
+        match usize::try_from(whole) {
+            Ok(whole) if whole >= digits.len() => {
+                push(digits);
+                push(&ZEROS[..whole - digits.len()]);
+                if whole == 0 {
+                    push(b"0");
+                }
+            }
+            Ok(whole) if whole > 0 => {
+                push(&digits[..whole]);
+                push(b".");
+                push(&digits[whole..]);
+            }
+            _ => {
+                push(b"0.");
+                push(&ZEROS[..usize::from(whole.unsigned_abs())]);
+                push(digits);
             }
         }
-        for (index, digit) in (0_i16..).zip(self.significant()) {
-            if index == whole && index > 0 {
-                f.write_str(".")?;
-            }
-            write!(f, "{digit}")?;
-        }
-        for _ in i16::from(self.count)..whole {
-            f.write_str("0")?;
-        }
-        Ok(())
+        f.write_str(std::str::from_utf8(&written[..length]).map_err(|_| fmt::Error)?)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Which message is it, and does it move the same money: idempotency key and fingerprint.
 
+use std::borrow::Cow;
+
 use sha2::{Digest as _, Sha256};
 
 use super::amount::Decimal;
@@ -129,20 +131,14 @@ impl KeySpec {
 
     fn extract_key(&self, document: &Value<'_>) -> Result<String, PayloadFault> {
         if let [part] = self.key.as_slice() {
-            return Ok(part.key_text(document)?.unwrap_or_default());
+            return Ok(part.key_text(document)?.unwrap_or_default().into_owned());
         }
         let mut joined = String::with_capacity(96);
         for (index, part) in self.key.iter().enumerate() {
             if index > 0 {
                 joined.push('|');
             }
-            for character in part.key_text(document)?.unwrap_or_default().chars() {
-                match character {
-                    '%' => joined.push_str("%25"),
-                    '|' => joined.push_str("%7C"),
-                    other => joined.push(other),
-                }
-            }
+            push_escaped(&mut joined, &part.key_text(document)?.unwrap_or_default());
         }
         Ok(joined)
     }
@@ -202,22 +198,38 @@ impl Part {
         }
     }
 
-    fn key_text(&self, document: &Value<'_>) -> Result<Option<String>, PayloadFault> {
+    fn key_text<'v>(&self, document: &'v Value<'_>) -> Result<Option<Cow<'v, str>>, PayloadFault> {
         let Some((pointer, value)) = self.find(document)? else {
             return Ok(None);
         };
         match value {
             Value::String(text) => {
                 check_id(text).map_err(|problem| PayloadFault::field(pointer.as_str(), problem))?;
-                Ok(Some(text.as_ref().to_owned()))
+                Ok(Some(Cow::Borrowed(text)))
             }
-            Value::Number(text) => Ok(Some(read_decimal(pointer, text)?.to_string())),
+            Value::Number(text) => Ok(Some(read_decimal(pointer, text)?.to_string().into())),
             _ => Err(PayloadFault::field(
                 pointer.as_str(),
                 "must be a string or a number",
             )),
         }
     }
+}
+
+/// Appends a part of a key, of which `|` then separates it from the next.
+fn push_escaped(to: &mut String, part: &str) {
+    let mut rest = part;
+    while let Some(place) = memchr::memchr2(b'%', b'|', rest.as_bytes()) {
+        let (plain, marked) = rest.split_at(place);
+        to.push_str(plain);
+        to.push_str(if marked.starts_with('%') {
+            "%25"
+        } else {
+            "%7C"
+        });
+        rest = &marked[1..];
+    }
+    to.push_str(rest);
 }
 
 fn read_decimal(pointer: &Pointer, text: &str) -> Result<Decimal, PayloadFault> {

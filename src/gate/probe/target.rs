@@ -86,7 +86,7 @@ mod tests {
     }
 
     fn filled(key: &str, transaction: &str) -> Result<String, &'static str> {
-        let fields = Fields(vec![("transaction_id".into(), transaction.to_owned())]);
+        let fields = Fields([("transaction_id".into(), transaction.to_owned())].into());
         target(&path(), key, &fields).map(|target| target.to_string())
     }
 
@@ -130,7 +130,7 @@ mod tests {
             ProbePart::Key,
             ProbePart::Field("f".to_owned()),
         ];
-        let fields = Fields(vec![("f".into(), "/x".to_owned())]);
+        let fields = Fields([("f".into(), "/x".to_owned())].into());
         assert_eq!(target(&joined, ".", &fields), Err("unsafe_value"));
         assert!(target(&joined, "c", &fields).is_ok());
     }

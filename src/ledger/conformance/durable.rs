@@ -34,14 +34,17 @@ fn calling(message: &str) -> Claim {
             headers: headers.collect(),
             body: every_byte(70_000),
         }),
-        fields: Fields(vec![
-            ("transaction_id".into(), format!("T-{message}")),
-            (
-                "note".into(),
-                "hoàn tiền \u{1f4b8} \"'\\ \u{0}%_".to_owned(),
-            ),
-            ("empty".into(), String::new()),
-        ]),
+        fields: Fields(
+            [
+                ("transaction_id".into(), format!("T-{message}")),
+                (
+                    "note".into(),
+                    "hoàn tiền \u{1f4b8} \"'\\ \u{0}%_".to_owned(),
+                ),
+                ("empty".into(), String::new()),
+            ]
+            .into(),
+        ),
         ..refund(message)
     }
 }

@@ -116,7 +116,7 @@ async fn what_is_forgotten_gives_all_its_room_back() {
     let (f, inner) = fixture(ROOMY);
     for number in 0..200_u32 {
         let claim = Claim {
-            fields: Fields(vec![("transaction_id".into(), number.to_string())]),
+            fields: Fields([("transaction_id".into(), number.to_string())].into()),
             request: number.is_multiple_of(2).then(|| kept_request(4096)),
             subject: Some(Subject {
                 id: number.to_string().into(),

@@ -17,10 +17,13 @@ fn refund(gate: &Gate, key: &str, transaction: &str) -> String {
     let id = gate.table.add("refund", key, State::Done);
     gate.table.change(&id, |record| {
         record.created_at = changed_at() - Duration::from_secs(3_600);
-        record.fields = Fields(vec![
-            ("transaction_id".into(), transaction.to_owned()),
-            ("transaction_amount".into(), "150000".to_owned()),
-        ]);
+        record.fields = Fields(
+            [
+                ("transaction_id".into(), transaction.to_owned()),
+                ("transaction_amount".into(), "150000".to_owned()),
+            ]
+            .into(),
+        );
     });
     id
 }
@@ -274,7 +277,8 @@ fn an_export_is_a_table_that_a_spreadsheet_can_trust() {
     refund(&gate, "r-1", "t-1");
     let formula = refund(&gate, "=HYPERLINK(\"http://evil\")", "+84");
     gate.table.change(&formula, |record| {
-        record.fields.0.push(("store".into(), "a,\r\nb".to_owned()));
+        let store = ("store".into(), "a,\r\nb".to_owned());
+        record.fields = Fields(record.fields.0.iter().cloned().chain([store]).collect());
         record.state = State::Unknown;
         record.answer = None;
     });

@@ -25,10 +25,13 @@ fn records_are_found_by_what_they_are_about_and_by_when() {
         let at = changed_at() + Duration::from_secs(3_600 * hour as u64);
         gate.table.change(&id, |record| {
             record.created_at = at;
-            record.fields = Fields(vec![
-                ("transaction_id".into(), format!("t+{key}")),
-                ("order.id".into(), "o-1".to_owned()),
-            ]);
+            record.fields = Fields(
+                [
+                    ("transaction_id".into(), format!("t+{key}")),
+                    ("order.id".into(), "o-1".to_owned()),
+                ]
+                .into(),
+            );
         });
     }
     assert_eq!(list(&gate, "reference=t%2Bb").0, "b");

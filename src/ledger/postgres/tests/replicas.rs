@@ -376,7 +376,7 @@ async fn people_can_read_it_with_psql() {
     let ledger = gate(&database, ONE, LEASE);
     let claim = Claim {
         policy: Policy::Hold,
-        fields: crate::ledger::Fields(vec![("transaction_id".into(), "T-1".to_owned())]),
+        fields: crate::ledger::Fields([("transaction_id".into(), "T-1".to_owned())].into()),
         ..refund("hoàn-1")
     };
     let fence = granted(&ledger, claim).await;
