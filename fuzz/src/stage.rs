@@ -193,7 +193,7 @@ fn start_gate(settings: &Arc<Settings>) -> Arc<Common> {
             ListenerName::Server,
             Arc::default(),
         )),
-        gate.service::<hyper::body::Incoming>(),
+        gate.service::<server::Arriving>(),
         CancellationToken::new(),
         CancellationToken::new(),
     );

@@ -417,7 +417,7 @@ struct Worker {
 
 impl Worker {
     async fn run(self) {
-        let service = self.gate.service::<hyper::body::Incoming>();
+        let service = self.gate.service::<server::Arriving>();
         let closing = self.life.closing();
         let abort = self.life.abort();
         let served = server::serve(

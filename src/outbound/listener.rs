@@ -342,7 +342,10 @@ impl Listener {
     }
 }
 
-impl tower::Service<Arrived<hyper::body::Incoming>> for ListenerService {
+impl<B> tower::Service<Arrived<B>> for ListenerService
+where
+    B: Body<Data = Bytes> + Send + 'static,
+{
     type Response = Response<Full<Bytes>>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
@@ -351,7 +354,7 @@ impl tower::Service<Arrived<hyper::body::Incoming>> for ListenerService {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, arrived: Arrived<hyper::body::Incoming>) -> Self::Future {
+    fn call(&mut self, arrived: Arrived<B>) -> Self::Future {
         let listener = Arc::clone(&self.0);
         Box::pin(async move { Ok(listener.answer(arrived).await) })
     }

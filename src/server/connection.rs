@@ -1,6 +1,9 @@
 //! One connection: hyper's protocol machine and a watchdog over it, in one task.
 
+mod line;
+
 use std::convert::Infallible;
+use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::hash::BuildHasher;
 use std::pin::{Pin, pin};
@@ -15,7 +18,6 @@ use http::{HeaderValue, Request, Response, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper_util::rt::TokioIo;
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
@@ -25,10 +27,12 @@ use tower::ServiceExt;
 use tower::util::Oneshot;
 
 use super::Service;
+use super::body::Arriving;
 use super::entry::Entrant;
 use super::policy::Limits;
 use super::stream::{Activity, Phase, Watched};
 use crate::net::{Arrived, Peer};
+use line::Line;
 
 /// hyper's own default, which spares it preparing a list of another size.
 const HYPER_MAX_HEADERS: usize = 100;
@@ -90,11 +94,11 @@ impl<S: Service> Connections<S> {
             peer,
             activity: Arc::clone(&activity),
         };
-        let io = TokioIo::new(Watched::new(io, Arc::clone(&activity)));
+        let line = Line::new(Watched::new(io, Arc::clone(&activity)), adapter);
         let lifetime = self.jitter.shorten(policy.limits.lifetime);
         async move {
             let _place = place;
-            let ended = drive(io, adapter, &activity, &policy.limits, lifetime, &closing);
+            let ended = drive(line, &activity, &policy.limits, lifetime, &closing);
             match ended.await {
                 Ended::Closed => tracing::trace!(?peer, "connection closed"),
                 Ended::Broken(error) => tracing::debug!(?peer, %error, "connection broke"),
@@ -123,7 +127,7 @@ fn http(limits: &Limits) -> http1::Builder {
 /// How a connection ended.
 enum Ended {
     Closed,
-    Broken(hyper::Error),
+    Broken(Box<dyn Error + Send + Sync>),
     TimedOut(Phase),
 }
 
@@ -132,8 +136,7 @@ enum Ended {
 /// A connection that runs into a limit is dropped without an answer: the caller sees a network
 /// error and sends again, where a 4xx would lose its message.
 async fn drive<I, S>(
-    io: TokioIo<Watched<I>>,
-    adapter: Adapter<S>,
+    mut line: Line<I, S>,
     activity: &Activity,
     limits: &Limits,
     lifetime: Duration,
@@ -143,9 +146,6 @@ where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service,
 {
-    // Made here and not handed in: a future keeps what it is given beside what it pins, and this is the
-    // largest part of an idle connection after its buffers.
-    let mut connection = pin!(http(limits).serve_connection(io, adapter));
     let mut closing = pin!(closing.watch());
     let mut watchdog = pin!(Watchdog::new());
     let retire_at = Instant::now().checked_add(lifetime);
@@ -157,20 +157,25 @@ where
             if !activity.leaving() && closing.as_mut().begun(cx) {
                 activity.leave();
             }
-            if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+            if let Poll::Ready(result) = line.poll(limits, cx) {
                 return Poll::Ready(result.map_or_else(Ended::Broken, |()| Ended::Closed));
             }
             if activity.leaving() && !hyper_knows && activity.may_close() {
                 hyper_knows = true;
-                connection.as_mut().graceful_shutdown();
+                line.close(limits);
                 continue;
             }
             let retire_at = retire_at.filter(|_| !activity.leaving());
-            let deadline = [activity.deadline(limits), retire_at]
+            let rest_at = activity.rest_at().filter(|_| line.is_serving());
+            let deadline = [activity.deadline(limits), retire_at, rest_at]
                 .into_iter()
                 .flatten()
                 .min();
             ready!(watchdog.as_mut().poll_until(deadline, cx));
+            if deadline == rest_at {
+                line.rest();
+                continue;
+            }
             let phase = activity.get().0;
             // An idle connection is closed in order: by TLS its caller is told so.
             let in_order = phase == Phase::Idle && !activity.leaving();
@@ -298,13 +303,14 @@ struct Adapter<S> {
 impl<S: Service> hyper::service::Service<Request<Incoming>> for Adapter<S> {
     type Response = Response<Full<Bytes>>;
     type Error = Infallible;
-    type Future = Call<Oneshot<S, Arrived<Incoming>>>;
+    type Future = Call<Oneshot<S, Arrived<Arriving>>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let activity = &self.activity;
         let behind = activity.is_pipelined().then(|| activity.turn());
+        let body = |body| Arriving::new(body, Arc::clone(activity));
         let arrived = Arrived {
-            request: Box::new(request),
+            request: Box::new(request.map(body)),
             peer: self.peer,
             first_byte: self.activity.request_begins().into_std(),
         };

@@ -32,6 +32,7 @@
 //! A caller may half-close after its request and still gets its answer, and one that hangs up is
 //! not noticed before the answer is written: so neither cancels a call.
 
+mod body;
 mod connection;
 mod descriptors;
 mod entry;
@@ -51,11 +52,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use self::body::Arriving;
 pub use self::descriptors::provide_descriptors;
 pub use self::listener::{BindError, Listener, Socket, SocketFile, bind};
 pub use self::passed::{PassedError, PassedSockets};
@@ -80,7 +81,7 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 /// A service that [`serve`] can call: cheap to clone, and with an answer to everything.
 pub trait Service:
     tower::Service<
-        Arrived<Incoming>,
+        Arrived<Arriving>,
         Response = http::Response<Full<Bytes>>,
         Error = Infallible,
         Future: Send + 'static,
@@ -92,7 +93,7 @@ pub trait Service:
 
 impl<S> Service for S where
     S: tower::Service<
-            Arrived<Incoming>,
+            Arrived<Arriving>,
             Response = http::Response<Full<Bytes>>,
             Error = Infallible,
             Future: Send + 'static,
@@ -325,7 +326,7 @@ mod tests {
             polls: Mutex::default(),
             last: Mutex::new(Some(server)),
         };
-        let service = tower::service_fn(|_: Arrived<Incoming>| {
+        let service = tower::service_fn(|_: Arrived<Arriving>| {
             std::future::ready(Ok::<_, Infallible>(http::Response::default()))
         });
         let second = Duration::from_secs(1);

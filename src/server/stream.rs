@@ -5,12 +5,14 @@
 //! (`connection`). The notes are one atomic word per connection, touched by one task at a time.
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
@@ -30,6 +32,12 @@ const LINGER_BYTES: usize = 1 << 20;
 /// How long a new connection may take to send something when the server closes: its caller has
 /// just connected, so a request is surely on its way.
 const FRESH_GRACE: Duration = Duration::from_millis(250);
+
+/// How long hyper's machine is kept for a next request.
+const REST_AFTER: Duration = Duration::from_millis(250);
+
+/// What is read at once of a request that ends a rest: most are smaller.
+pub(super) const FIRST_READ: usize = 4096;
 
 /// A step of a connection's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +96,10 @@ pub(super) struct Activity {
     /// Nanoseconds after `accepted`, and in the lowest bits the phase.
     state: AtomicU64,
     leaving: AtomicBool,
+    /// A request's body has not come to its end.
+    body_is_open: AtomicBool,
+    /// An answer was written, and since then nothing was begun: no other answer, and no close.
+    settled: AtomicBool,
     /// How often the connection's task was polled; wraps.
     turns: AtomicU32,
 }
@@ -99,6 +111,8 @@ impl Activity {
             accepted,
             state: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
+            body_is_open: AtomicBool::new(false),
+            settled: AtomicBool::new(false),
             turns: AtomicU32::new(0),
         };
         activity.set(Phase::Fresh, accepted);
@@ -226,6 +240,21 @@ impl Activity {
         }
     }
 
+    /// Whether more of the request's body may come.
+    pub(super) fn body_is_open(&self, open: bool) {
+        self.body_is_open.store(open, Ordering::Relaxed);
+    }
+
+    /// When the connection may rest if nothing changes; none: hyper is, or may be, in the middle of something.
+    pub(super) fn rest_at(&self) -> Option<Instant> {
+        let (phase, since) = self.get();
+        let done = phase == Phase::Idle
+            && self.settled.load(Ordering::Relaxed)
+            && !self.body_is_open.load(Ordering::Relaxed)
+            && !self.leaving();
+        done.then(|| since + REST_AFTER)
+    }
+
     fn read(&self, bytes: &[u8]) {
         let (Phase::Fresh | Phase::Idle) = self.phase() else {
             return;
@@ -242,6 +271,8 @@ impl Activity {
     }
 
     fn wrote(&self, outcome: &Poll<io::Result<usize>>) {
+        // Also when it is hyper's own answer to something that is no request.
+        self.settled.store(false, Ordering::Relaxed);
         let (phase, since) = self.get();
         match (phase, outcome) {
             (Phase::Stuck, Poll::Ready(Ok(1..))) => self.set(Phase::Answering, since),
@@ -255,6 +286,7 @@ impl Activity {
         match (self.phase(), outcome) {
             (Phase::Answering | Phase::Stuck, Poll::Ready(Ok(()))) => {
                 self.set(Phase::Idle, Instant::now());
+                self.settled.store(true, Ordering::Relaxed);
                 failpoint::reach("after_reply");
             }
             (Phase::Answering, Poll::Pending) => self.set(Phase::Stuck, Instant::now()),
@@ -268,6 +300,8 @@ impl Activity {
 pub(super) struct Watched<I> {
     io: I,
     activity: Arc<Activity>,
+    /// What was read while the connection rested, and is to be read again.
+    ahead: Bytes,
     /// The caller sent all it will send.
     ended: bool,
     /// Bytes that lingering may still throw away; none: this side was not closed yet.
@@ -323,6 +357,7 @@ impl<I> Watched<I> {
         Self {
             io,
             activity,
+            ahead: Bytes::new(),
             ended: false,
             linger: None,
             head: HeadLines::default(),
@@ -330,9 +365,27 @@ impl<I> Watched<I> {
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
+impl<I: AsyncRead + Unpin> Watched<I> {
+    /// Waits for more, which is read again afterwards; ready with no more when the caller has closed.
+    pub(super) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut first = [MaybeUninit::uninit(); FIRST_READ];
+        let mut buf = ReadBuf::uninit(&mut first);
+        ready!(self.poll_read_on(cx, &mut buf))?;
+        let more = buf.filled();
+        self.ahead = match self.ahead.is_empty() {
+            true => Bytes::copy_from_slice(more),
+            false => [&self.ahead, more].concat().into(),
+        };
+        Poll::Ready(Ok(()))
+    }
+
+    /// Has bytes read once more that were read.
+    pub(super) fn put_back(&mut self, bytes: &[u8]) {
+        self.ahead = Bytes::copy_from_slice(bytes);
+    }
+
+    fn poll_read_on(
+        &mut self,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
@@ -343,15 +396,32 @@ impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
         if bytes.is_empty() {
             self.ended |= room;
         } else {
-            let this = &mut *self;
-            let before = this.activity.phase();
-            this.activity.read(bytes);
+            let before = self.activity.phase();
+            self.activity.read(bytes);
             if matches!(before, Phase::Fresh | Phase::Idle) {
-                this.head = HeadLines::default();
+                self.head = HeadLines::default();
             }
-            if this.activity.phase() == Phase::Head && this.head.have_lone_feed(bytes) {
-                this.activity.leave();
+            if self.activity.phase() == Phase::Head && self.head.have_lone_feed(bytes) {
+                self.activity.leave();
             }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return self.poll_read_on(cx, buf);
+        }
+        let length = self.ahead.len().min(buf.remaining());
+        buf.put_slice(&self.ahead.split_to(length));
+        if self.ahead.is_empty() {
+            self.ahead = Bytes::new();
         }
         Poll::Ready(Ok(()))
     }
@@ -391,6 +461,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<I> {
     /// Closes this side, then waits for the caller to close its own; see [`LINGER`].
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.linger.is_none() {
+            self.activity.settled.store(false, Ordering::Relaxed);
             ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
             if self.ended || self.activity.phase() == Phase::Dismissed {
                 return Poll::Ready(Ok(()));

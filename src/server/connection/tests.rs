@@ -1,16 +1,18 @@
 //! Times of one connection, on tokio's paused clock: every wait is exact and takes no time.
 
+use std::io;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::metrics::ListenerName;
-use crate::server::stream::LINGER;
+use crate::server::stream::{FIRST_READ, LINGER};
 use crate::server::{Policy, Shared};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -36,6 +38,8 @@ struct Running {
     /// When each request's first byte was read, after `began`.
     first_bytes: Arc<Mutex<Vec<Duration>>>,
     closing: Arc<Closing>,
+    /// How much was asked for when last something was read.
+    asked: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -43,7 +47,7 @@ fn start(limits: Limits) -> Running {
     let began = Instant::now();
     let first_bytes = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&first_bytes);
-    let service = tower::service_fn(move |arrived: Arrived<Incoming>| {
+    let service = tower::service_fn(move |arrived: Arrived<Arriving>| {
         let first_byte = Instant::from_std(arrived.first_byte);
         seen.lock().unwrap().push(first_byte - began);
         async move { Ok::<_, Infallible>(answer(*arrived.request).await) }
@@ -60,18 +64,59 @@ fn start(limits: Limits) -> Running {
         closing: Arc::clone(&closing),
         accepted: began,
     };
+    let asked = Arc::default();
+    let server = Asking {
+        io: server,
+        asked: Arc::clone(&asked),
+    };
     let task = tokio::spawn(Connections::new(service).serve(server, entrant));
     Running {
         caller,
         began,
         first_bytes,
         closing,
+        asked,
         task,
     }
 }
 
+/// A pipe that notes how much is asked of it.
+struct Asking {
+    io: DuplexStream,
+    asked: Arc<AtomicUsize>,
+}
+
+impl AsyncRead for Asking {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.asked.store(buf.remaining(), Ordering::Relaxed);
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Asking {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
 /// The test's backend: the path says how it behaves.
-async fn answer(request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(request: Request<Arriving>) -> Response<Full<Bytes>> {
     let path = request.uri().path().to_owned();
     let body = match path.as_str() {
         "/body" => request
@@ -80,6 +125,13 @@ async fn answer(request: Request<Incoming>) -> Response<Full<Bytes>> {
             .await
             .map(http_body_util::Collected::to_bytes)
             .unwrap_or_default(),
+        "/keep" => {
+            tokio::spawn(async move {
+                sleep(20 * SECOND).await;
+                drop(request);
+            });
+            Bytes::from_static(b"keep")
+        }
         "/early" => Bytes::from_static(b"early"),
         "/big" => vec![b'b'; BIG].into(),
         "/slow" => {
@@ -139,6 +191,80 @@ impl Running {
 /// The timer counts whole milliseconds.
 fn about(time: Duration, wanted: Duration) -> bool {
     time >= wanted && time <= wanted + Duration::from_millis(5)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_on_which_nothing_comes_keeps_no_buffer() {
+    let mut run = start(limits());
+    let rests = |run: &Running| run.asked.load(Ordering::Relaxed) == FIRST_READ;
+    sleep(SECOND).await;
+    assert!(rests(&run), "before its first request");
+    for pause in [1, 2, 3] {
+        run.exchange().await;
+        assert!(!rests(&run), "another request may follow");
+        sleep(pause * SECOND).await;
+        assert!(rests(&run));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_of_which_half_came_with_the_request_before_it_is_kept() {
+    for half in [1, 10, GET.len() - 1] {
+        let mut run = start(limits());
+        run.send(&[GET, &GET[..half]].concat()).await;
+        run.receive().await;
+        for byte in &GET[half..] {
+            sleep(SECOND / 8).await;
+            run.send(&[*byte]).await;
+        }
+        assert_eq!(run.receive().await.1, b"now");
+    }
+}
+
+/// The rest of a body would be read as a request.
+#[tokio::test(start_paused = true)]
+async fn a_connection_does_not_rest_within_a_body() {
+    let mut run = start(limits());
+    let head = format!(
+        "POST /keep HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+        4 + GET.len()
+    );
+    run.send(head.as_bytes()).await;
+    assert_eq!(run.receive().await.1, b"keep");
+    for _ in 0..10 {
+        sleep(SECOND).await;
+        assert_ne!(run.asked.load(Ordering::Relaxed), FIRST_READ);
+    }
+    run.send(b"body").await;
+    run.send(GET).await;
+    sleep(SECOND).await;
+    assert_eq!(run.first_bytes().len(), 1, "a body's end is no request");
+    run.closed_after().await;
+    assert_eq!(run.first_bytes().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_request_ends_a_connection_that_rested() {
+    let mut run = start(limits());
+    run.exchange().await;
+    sleep(SECOND).await;
+    run.send(b"GET /now HTTP/1.1\r\nhost: x\r\ncontent-length: +1\r\n\r\n")
+        .await;
+    run.send(GET).await;
+    assert!(run.receive().await.0.starts_with("HTTP/1.1 400"));
+    run.closed_after().await;
+    assert_eq!(run.first_bytes().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_goes_while_its_connection_rests_ends_it() {
+    let mut run = start(limits());
+    run.exchange().await;
+    sleep(SECOND).await;
+    run.caller.shutdown().await.unwrap();
+    assert!(about(run.closed_after().await, SECOND));
+    run.task.await.unwrap();
+    assert!(about(run.began.elapsed(), SECOND));
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,9 +2,9 @@
 
 use std::convert::Infallible;
 
+use crate::server::Arriving;
 use http::Response;
 use http_body_util::Full;
-use hyper::body::Incoming;
 use rcgen::generate_simple_self_signed;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -56,7 +56,7 @@ fn tls() -> (ListenerTls, Arc<ClientConfig>) {
 
 /// A server that answers everything with [`BIG`] bytes.
 fn start(tls: ListenerTls) -> (DuplexStream, tokio::task::JoinHandle<()>, Arc<Shared>) {
-    let service = tower::service_fn(|_: Arrived<Incoming>| async {
+    let service = tower::service_fn(|_: Arrived<Arriving>| async {
         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(vec![b'b'; BIG]))))
     });
     let (caller, io) = tokio::io::duplex(PIPE);

@@ -13,10 +13,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::Response;
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
 use tikigate::metrics::{Labels, LedgerFigures, ListenerName, Metrics, ServerMetrics, Sources};
 use tikigate::net::{Arrived, ListenAddress, Peer};
-use tikigate::server::{CurrentPolicy, Limits, Policy, Shared, bind, serve};
+use tikigate::server::{Arriving, CurrentPolicy, Limits, Policy, Shared, bind, serve};
 use tokio_util::sync::CancellationToken;
 
 /// Nothing here takes this long unless it is broken.
@@ -57,7 +56,7 @@ struct Echo {
 }
 
 impl Echo {
-    async fn answer(self, arrived: Arrived<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    async fn answer(self, arrived: Arrived<Arriving>) -> Result<Response<Full<Bytes>>, Infallible> {
         let path = arrived.request.uri().path().to_owned();
         self.seen
             .send(Seen {
@@ -144,7 +143,7 @@ impl Server {
             let (closing, abort) = (closing.clone(), abort.clone());
             let echo = echo.clone();
             let service =
-                tower::service_fn(move |arrived: Arrived<Incoming>| echo.clone().answer(arrived));
+                tower::service_fn(move |arrived: Arrived<Arriving>| echo.clone().answer(arrived));
             thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
