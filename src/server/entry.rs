@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 
 use super::Service;
 use super::connection::{Closing, Connections};
@@ -73,17 +74,22 @@ where
         };
         let (io, mut entrant, ahead) = ahead;
         let wire = Wire::new(io, ahead);
-        let Some(tls) = entrant.policy.tls.clone() else {
-            return connections.serve(wire, entrant).await;
-        };
-        Box::pin(async move {
-            let wire = wire.noting_progress(Arc::clone(&entrant.activity));
-            if let Some(stream) = entrant.shake_hands(wire, &tls).await {
-                entrant.activity.entered();
-                connections.serve(stream, entrant).await;
+        let (stream, entrant) = match entrant.policy.tls.clone() {
+            None => (Either::Left(wire), entrant),
+            Some(tls) => {
+                let shaking_hands = Box::pin(async move {
+                    let wire = wire.noting_progress(Arc::clone(&entrant.activity));
+                    let stream = entrant.shake_hands(wire, &tls).await?;
+                    entrant.activity.entered();
+                    Some((Either::Right(Box::new(stream)), entrant))
+                });
+                match shaking_hands.await {
+                    Some(ready) => ready,
+                    None => return,
+                }
             }
-        })
-        .await;
+        };
+        connections.serve(stream, entrant).await;
     }
 }
 

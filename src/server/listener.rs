@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use socket2::{Domain, SockAddr, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio_util::either::Either;
 
 use crate::net::{ListenAddress, Peer};
 
@@ -283,24 +284,22 @@ pub(super) trait Accept {
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Self::Io, Peer)>>;
 }
 
-impl Accept for TcpListener {
-    type Io = TcpStream;
+impl Accept for Socket {
+    /// One type for both: all that serves connections would be compiled twice.
+    type Io = Either<TcpStream, UnixStream>;
 
-    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, Peer)>> {
-        TcpListener::poll_accept(self, cx).map_ok(|(stream, address)| {
-            // An answer is written at once; waiting for more to send would only delay it. Where it
-            // can't be had (the caller is gone already), reading will say so.
-            let _ = stream.set_nodelay(true);
-            (stream, Peer::Tcp(address))
-        })
-    }
-}
-
-impl Accept for UnixListener {
-    type Io = UnixStream;
-
-    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(UnixStream, Peer)>> {
-        UnixListener::poll_accept(self, cx).map_ok(|(stream, _)| (stream, Peer::Unix))
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Self::Io, Peer)>> {
+        match self {
+            Self::Tcp(socket) => socket.poll_accept(cx).map_ok(|(stream, address)| {
+                // An answer is written at once; waiting for more to send would only delay it. Where it
+                // can't be had (the caller is gone already), reading will say so.
+                let _ = stream.set_nodelay(true);
+                (Either::Left(stream), Peer::Tcp(address))
+            }),
+            Self::Unix(socket) => {
+                (socket.poll_accept(cx)).map_ok(|(stream, _)| (Either::Right(stream), Peer::Unix))
+            }
+        }
     }
 }
 

@@ -130,11 +130,9 @@ pub async fn serve<S: Service>(
         room: Room::default(),
     };
     let outlived = listener.is_outlived();
-    match listener.register()? {
-        (Socket::Tcp(socket), _) => run(socket, outlived, door, &closing, &abort).await,
-        // The file stays until the socket no longer accepts.
-        (Socket::Unix(socket), _file) => run(socket, outlived, door, &closing, &abort).await,
-    }
+    // The file of a unix socket stays until the socket no longer accepts.
+    let (socket, _file) = listener.register()?;
+    run(socket, outlived, door, &closing, &abort).await;
     Ok(())
 }
 
