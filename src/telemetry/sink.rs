@@ -22,7 +22,7 @@ use crate::config::LogFormat;
 /// A buffer that holds this much takes no further line, in bytes.
 const BUFFER_LIMIT: usize = 1 << 20;
 /// A buffer that grew beyond this in a burst is given back to the system, in bytes.
-const KEPT_CAPACITY: usize = 256 << 10;
+const KEPT_CAPACITY: usize = 64 << 10;
 /// How long the thread waits for more lines before it writes.
 const GATHER: Duration = Duration::from_millis(10);
 /// Between tries on an output that takes nothing just now.
@@ -229,12 +229,16 @@ impl<W: Write> Writer<W> {
     fn write_all_buffers(&mut self) {
         let shared = Arc::clone(&self.shared);
         for buffer in &shared.buffers {
-            let mut bytes = std::mem::take(&mut self.spare);
-            {
+            let mut bytes = {
                 let mut pending = lock(&buffer.0);
-                std::mem::swap(&mut pending.bytes, &mut bytes);
                 self.unreported += std::mem::take(&mut pending.dropped);
-            }
+                // The room of a busy buffer doesn't go to one that is hardly used.
+                if pending.bytes.is_empty() {
+                    continue;
+                }
+                let spare = std::mem::take(&mut self.spare);
+                std::mem::replace(&mut pending.bytes, spare)
+            };
             if let Err(lost) = self.write_lines(&bytes) {
                 self.unreported += lost;
                 shared.dropped.fetch_add(lost, Ordering::Relaxed);
