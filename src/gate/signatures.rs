@@ -9,7 +9,7 @@
 //! such entries, further signatures are refused (`overloaded`) rather than older ones forgotten:
 //! forgetting would let a captured call in a second time.
 //!
-//! An entry takes 14 bytes, and less than 15 with all that is around it. Entries lie in many small
+//! An entry takes 10 bytes, and less than 11 with all that is around it. Entries lie in many small
 //! buckets, each sorted and grown by a few entries at a time: one large table would be up to twice
 //! as large as it has to be, and be moved while somebody waits. What is over is forgotten bucket by
 //! bucket, another one with each entry that is added, and by a sweep before anything is refused for
@@ -24,7 +24,7 @@ use std::time::Duration;
 use crate::tiki::Mac;
 
 use super::refusal::{Overload, Refusal, Reuse};
-use bucket::{Bucket, Counts, Known, Moment};
+use bucket::{Bucket, Counts, KEY_BITS, Known, Moment};
 
 /// Tiki's last re-send comes 43 h 36 min after the first try (docs/protocol.md, "Retries"); rounded up.
 pub const RESEND_HORIZON: Duration = Duration::from_secs(44 * 3600);
@@ -32,12 +32,12 @@ pub const RESEND_HORIZON: Duration = Duration::from_secs(44 * 3600);
 const MIN_BUCKETS: usize = 64;
 const MAX_BUCKETS: usize = 1 << 20;
 /// In a bucket of a full memory are between this many entries and twice as many.
-const FILL: usize = 90;
+const FILL: usize = 180;
 
 /// Buckets that are swept at once: two million entries, some milliseconds. Keys are spread evenly, so
 /// that where these buckets hold nothing that is over, the others of a larger memory hold next to
 /// nothing.
-const SWEEP: usize = 16_384;
+const SWEEP: usize = 8_192;
 
 /// Stands for a route in the memory of the gate's own outbound calls, where all are of none.
 const OURS: usize = 0;
@@ -65,10 +65,11 @@ impl From<&Mac> for SignatureKey {
 /// The memory itself, shared by all workers. A short lock of its own bucket per call, and of another one
 /// for each signature that is new.
 ///
-/// Of a key the bucket's number and 64 more bits count, and the rest is not kept. Two signatures are
-/// taken for one where all of these are the same: with at most some 180 others in its bucket, less than
-/// one call in 10^17 meets another's entry, and is refused or has it for its own. Nobody can bring that
-/// about: without the secret no bit of a MAC can be chosen, and what is not authentic is tied to nothing.
+/// Of a key the bucket's number and 56 more bits count, and the rest is not kept. Two signatures are
+/// taken for one where all of these are the same: with at most some 360 others in its bucket, less than
+/// one call in 10^14 meets another's entry (a thousand calls a second for three thousand years), and is
+/// refused or has it for its own. Nobody can bring that about: without the secret no bit of a MAC can be
+/// chosen, and what is not authentic is tied to nothing.
 pub struct Signatures {
     /// As many as a power of two.
     buckets: Vec<Mutex<Bucket>>,
@@ -170,7 +171,7 @@ impl Signatures {
         let until = Moment::from(now + RESEND_HORIZON);
         let keep = || {
             let (mut bucket, key) = self.bucket(key);
-            bucket.keep(key, until, &self.counts)
+            bucket.keep(key, until, now.into(), &self.counts)
         };
         if !keep() && self.sweep(now.into()) {
             keep();
@@ -234,7 +235,8 @@ impl Signatures {
     fn bucket(&self, key: SignatureKey) -> (MutexGuard<'_, Bucket>, u64) {
         let buckets = self.buckets.len();
         let bucket = lock(&self.buckets[key.spread(buckets)]);
-        (bucket, (key.0 >> buckets.ilog2()) as u64)
+        let name = (key.0 >> buckets.ilog2()) as u64;
+        (bucket, name & ((1 << KEY_BITS) - 1))
     }
 }
 

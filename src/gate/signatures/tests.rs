@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::thread;
 
+use super::bucket::SECONDS;
 use super::*;
 
 const MINUTE: Duration = Duration::from_secs(60);
+const MOMENT: Duration = Duration::from_secs(SECONDS);
 
 fn key(number: u128) -> SignatureKey {
     SignatureKey(number)
@@ -168,8 +170,8 @@ fn a_signature_whose_time_is_over_is_not_known() {
         Ok(false)
     );
     signatures.answered(key(7));
-    // To the end of the second, so that none goes early.
-    let last = MINUTE + Duration::from_secs(2);
+    // To the end of the moment, so that none goes early.
+    let last = MINUTE + MOMENT;
     for now in [MINUTE, MINUTE + lifetime, last] {
         assert!(signatures.knows(key(7), now));
         assert_eq!(
@@ -194,10 +196,52 @@ fn a_call_that_outlasts_its_signature_is_expected_again() {
     assert_eq!(signatures.recall(key(7), 1, true, later), Ok(true));
 }
 
+/// Over ninety days: an entry counts three of them.
+#[test]
+fn a_bucket_that_is_never_empty_forgets_in_time() {
+    let signatures = Signatures::new(1000);
+    let lifetime = Duration::from_secs(45 * 3600);
+    let place = |number: u32| key(u128::from(number) * MIN_BUCKETS as u128);
+    let late = |number: u32| place(1000 + number);
+    let replayed = Err(Refusal::Replayed(Reuse::Answered));
+    for number in 4..100 {
+        let now = number * lifetime / 2;
+        for key in [place(number), late(number)] {
+            assert_eq!(signatures.bind(key, 1, true, now, lifetime), Ok(false));
+        }
+        signatures.answered(place(number));
+        // Its time ends in this moment, and counts once more from here.
+        signatures.expect_again(late(number - 2), now);
+        for known in (number - 2..=number).filter(|known| *known >= 4) {
+            assert_eq!(signatures.recall(place(known), 1, true, now), replayed);
+        }
+        assert!(!signatures.knows(place(number - 3), now));
+        assert!(!signatures.knows(late(number - 4), now));
+        if number >= 7 {
+            assert_eq!(signatures.recall(late(number - 3), 1, true, now), Ok(true));
+        }
+    }
+}
+
+/// It is refused and not forgotten early.
+#[test]
+fn a_signature_that_lives_too_long_is_refused() {
+    let signatures = Signatures::new(1000);
+    let days = |days: u64| Duration::from_secs(days * 86_400);
+    let full = Err(Refusal::Overloaded(Overload::Signatures));
+    assert_eq!(
+        signatures.bind(key(1), 1, false, days(3), days(3)),
+        Ok(false)
+    );
+    assert!(signatures.knows(key(1), days(6)));
+    assert_eq!(signatures.bind(key(2), 1, false, days(3), days(4)), full);
+    assert_eq!(signatures.len(days(3)), 1);
+}
+
 #[test]
 fn routes_are_told_apart_however_many_there_are() {
     let signatures = Signatures::new(1000);
-    let routes = [0, 1, 16_382, 16_383, 16_384, 32_767, 65_536, 1 << 40];
+    let routes = [0, 1, 62, 63, 64, 127, 65_536, 1 << 40];
     for (number, route) in routes.into_iter().enumerate() {
         let key = key(number as u128 * MIN_BUCKETS as u128);
         assert_eq!(
@@ -229,7 +273,7 @@ fn cost(signatures: &Signatures, max: usize) -> f64 {
 
 /// Also where buckets are as empty as they can be when all is full, and not only while it grows.
 #[test]
-fn a_signature_costs_less_than_fifteen_bytes() {
+fn a_signature_costs_less_than_eleven_bytes() {
     for max in [100_000, 92_160] {
         let signatures = Signatures::new(max);
         let mut random = Random(2);
@@ -238,9 +282,9 @@ fn a_signature_costs_less_than_fifteen_bytes() {
             assert_eq!(tied, Ok(false));
         }
         let grown = cost(&signatures, max);
-        assert!(grown < 15.0, "{max}: {grown}");
+        assert!(grown < 11.0, "{max}: {grown}");
         // Each second a sixtieth goes and as much comes.
-        let lifetime = Duration::from_secs(59);
+        let lifetime = MINUTE - MOMENT - Duration::from_secs(1);
         for second in 0..90 {
             let now = 2 * MINUTE + Duration::from_secs(second + 1);
             for _ in 0..max / 60 {
@@ -249,7 +293,7 @@ fn a_signature_costs_less_than_fifteen_bytes() {
             }
         }
         let steady = cost(&signatures, max);
-        assert!(steady < 15.0, "{max}: {steady}");
+        assert!(steady < 11.0, "{max}: {steady}");
         // What was needed once isn't kept.
         assert_eq!(signatures.len(10 * MINUTE), 0);
         let empty = cost(&signatures, max);
@@ -351,8 +395,8 @@ struct Remembered {
     expires: Duration,
 }
 
-fn whole_seconds(time: Duration) -> Duration {
-    Duration::from_secs(time.as_secs() + u64::from(time.subsec_nanos() > 0))
+fn whole_moments(time: Duration) -> Duration {
+    MOMENT * time.as_nanos().div_ceil(MOMENT.as_nanos()) as u32
 }
 
 impl Model {
@@ -382,7 +426,7 @@ impl Model {
             route,
             answered: false,
             expected_again: false,
-            expires: whole_seconds(expires),
+            expires: whole_moments(expires),
         };
         self.entries.insert(key, entry);
         Ok(false)
@@ -405,7 +449,7 @@ impl Model {
             self.expected += 1;
             entry.expected_again = true;
         }
-        entry.expires = entry.expires.max(whole_seconds(now + RESEND_HORIZON));
+        entry.expires = entry.expires.max(whole_moments(now + RESEND_HORIZON));
     }
 
     fn forget_expired(&mut self, now: Duration) {
@@ -421,7 +465,7 @@ impl Model {
 /// 200,000 signatures over five days, in a memory that is full in some of them.
 #[test]
 fn it_remembers_what_a_plain_map_would() {
-    const ROUTES: [usize; 6] = [0, 1, 2, 16_382, 16_383, 70_000];
+    const ROUTES: [usize; 6] = [0, 1, 2, 62, 63, 70_000];
     let max = 12_000;
     let signatures = Signatures::new(max);
     let mut model = Model {
