@@ -154,10 +154,10 @@ impl Link {
         // The finished request's task is not to be kept alive.
         self.bell.leave();
         if !self.is_ready() {
-            // Something may be left to do, such as writing the rest of a request that was answered early.
+            // Something may be left to do.
             self.drive();
         }
-        self.is_ready() && !self.meter.write_failed()
+        self.is_ready() && !self.meter.write_failed() && !self.meter.is_behind()
     }
 
     fn is_ready(&self) -> bool {

@@ -106,6 +106,8 @@ pub(super) struct Meter {
     written: AtomicU64,
     received: AtomicU64,
     write_failed: AtomicBool,
+    /// Bytes may be left that the library has and the system doesn't.
+    behind: AtomicBool,
     probing: AtomicBool,
 }
 
@@ -136,6 +138,16 @@ impl Meter {
     /// Whether the system refused to take bytes: the connection is of no further use.
     pub(super) fn write_failed(&self) -> bool {
         self.write_failed.load(Ordering::Relaxed)
+    }
+
+    /// Whether something of a request may still have to be written, which after an early answer is so: what
+    /// is sent next over this connection would wait behind it.
+    pub(super) fn is_behind(&self) -> bool {
+        self.behind.load(Ordering::Relaxed)
+    }
+
+    fn set_behind(&self, behind: bool) {
+        self.behind.store(behind, Ordering::Relaxed);
     }
 
     /// While set, a read only looks whether there is anything to read; see [`MeteredStream`].
@@ -255,6 +267,7 @@ impl AsyncWrite for MeteredStream {
         if self.meter.write_failed() {
             return Poll::Ready(Ok(bytes.len()));
         }
+        self.meter.set_behind(true);
         let before = self.socket.raw_written();
         let polled = match &mut self.socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
@@ -274,6 +287,7 @@ impl AsyncWrite for MeteredStream {
         if self.meter.write_failed() {
             return Poll::Ready(Ok(offered));
         }
+        self.meter.set_behind(true);
         let before = self.socket.raw_written();
         let polled = match &mut self.socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
@@ -288,17 +302,19 @@ impl AsyncWrite for MeteredStream {
         true
     }
 
+    /// The library flushes once it has written all that it has.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.meter.write_failed() {
             return Poll::Ready(Ok(()));
         }
         let flushed = match &mut self.socket {
             // They buffer nothing in user space.
-            Socket::Tcp(_) | Socket::Unix(_) => return Poll::Ready(Ok(())),
+            Socket::Tcp(_) | Socket::Unix(_) => Poll::Ready(Ok(())),
             Socket::Tls(stream) => Pin::new(stream).poll_flush(cx),
         };
         flushed.map(|flushed| {
             self.account(flushed.map(|()| 0), 0);
+            self.meter.set_behind(false);
             Ok(())
         })
     }

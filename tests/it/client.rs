@@ -387,6 +387,23 @@ async fn an_early_answer_counts_if_it_is_whole() {
 }
 
 #[tokio::test]
+async fn a_connection_on_which_a_request_is_still_to_be_written_is_not_used_again() {
+    let early = Behaviour::Raw(Answer::new(413).bytes(), Then::Silence);
+    let on_connect = move |number| match number {
+        0 => OnConnect::AfterHead(early.clone()),
+        _ => OnConnect::Serve,
+    };
+    let backend = Backend::start_with(on_connect, |_| Answer::success().into()).await;
+    let upstream = upstream(&backend);
+    for (body, status) in [(vec![b'x'; 16 << 20], 413), (b"{}".to_vec(), 200)] {
+        let reserved = upstream.reserve(Pooled, far()).await.unwrap();
+        let answer = reserved.send(refund(body), far(), LIMIT).await.unwrap();
+        assert_eq!(answer.status, status);
+    }
+    assert_eq!(backend.connections().len(), 2);
+}
+
+#[tokio::test]
 async fn an_early_end_without_an_answer_is_a_reset() {
     for behaviour in [Behaviour::Close, Behaviour::Reset] {
         let on_connect = OnConnect::AfterHead(behaviour);
