@@ -39,6 +39,18 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 /// Room for as many headers as a request to the backend usually has.
 const HEADERS: usize = 12;
 
+/// A map that has room for more headers is not used again: a connection may keep it for as long as it lives.
+const MOST_HEADERS: usize = 48;
+
+/// The map of a head that is done with, for another head to be built in.
+pub(super) fn emptied(mut head: HeaderMap) -> HeaderMap {
+    if head.capacity() > MOST_HEADERS {
+        return HeaderMap::new();
+    }
+    head.clear();
+    head
+}
+
 /// What an attempt sends, and what it is told by.
 #[derive(Debug)]
 pub(super) struct Parcel {
@@ -115,8 +127,7 @@ impl Parcel {
             asked_by: AskedBy::Caller(message.uri),
         });
         parcel.pass_on(&head, message.family);
-        parcel.room = head;
-        parcel.room.clear();
+        parcel.room = emptied(head);
         (parcel, share)
     }
 

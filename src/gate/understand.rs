@@ -8,7 +8,7 @@ use crate::ledger::{Cause, KeptAnswer, LedgerError, Settlement};
 use super::answer::Answer;
 use super::forward::{ForwardFault, OVERLOADED};
 use super::outcome::{self, Class};
-use super::parcel::Parcel;
+use super::parcel::{Parcel, emptied};
 use super::refusal::{LedgerFault, Overload, Refusal};
 
 /// What an attempt came to, for the ledger and for the caller.
@@ -70,7 +70,7 @@ pub(super) fn understand(parcel: &Parcel, sent: Result<BackendAnswer, ForwardFau
     }
 }
 
-fn understand_answer(parcel: &Parcel, mut answer: BackendAnswer) -> Understood {
+fn understand_answer(parcel: &Parcel, answer: BackendAnswer) -> Understood {
     let route = &parcel.plan.route;
     let class = outcome::classify(&route.outcome, &answer);
     let cause = Cause::Borrowed(class.cause());
@@ -79,7 +79,7 @@ fn understand_answer(parcel: &Parcel, mut answer: BackendAnswer) -> Understood {
             return Understood::Final {
                 kept: outcome::final_answer(route, class, &answer),
                 cause,
-                room: emptied(&mut answer.headers),
+                room: emptied(answer.headers),
             };
         }
         Class::NotApplied => Settlement::Released(cause),
@@ -89,18 +89,13 @@ fn understand_answer(parcel: &Parcel, mut answer: BackendAnswer) -> Understood {
         Ok(kept) => Understood::Passing {
             settlement,
             kept,
-            room: emptied(&mut answer.headers),
+            room: emptied(answer.headers),
         },
         Err(refusal) => Understood::Refused {
             settlement,
             refusal,
         },
     }
-}
-
-fn emptied(headers: &mut HeaderMap) -> HeaderMap {
-    headers.clear();
-    std::mem::take(headers)
 }
 
 fn understand_fault(fault: ForwardFault) -> Understood {
