@@ -124,11 +124,17 @@ def load(name, file, port, seconds, connections, tls=False):
 
 def send(port, call):
     """Sends one call, which must be answered with 200."""
+    send_all(port, [call])
+
+
+def send_all(port, calls):
+    """Sends calls one after the other over one connection; each must be answered with 200."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
-        connection.sendall(call)
-        answer = connection.recv(65536)
-    if not answer.startswith(b"HTTP/1.1 200 "):
-        sys.exit(f"a call was not taken: {answer.decode(errors='replace')}")
+        for call in calls:
+            connection.sendall(call)
+            answer = connection.recv(65536)
+            if not answer.startswith(b"HTTP/1.1 200 "):
+                sys.exit(f"a call was not taken: {answer.decode(errors='replace')}")
 
 
 def trusting():

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import math
 import resource
 import statistics
 import subprocess
@@ -12,7 +11,7 @@ import time
 
 import proxies
 from cgroup import Quota
-from common import BINARY, MEMORY, REPO, SQLITE, answer_to, connect, free_port, head, load, nginx, request, say, trusting, write_calls
+from common import BINARY, MEMORY, REPO, SQLITE, answer_to, connect, free_port, head, load, nginx, request, say, send_all, trusting, write_calls
 
 # Numbers of messages, over the whole run.
 NUMBERS = itertools.count(1)
@@ -52,7 +51,7 @@ class Calls:
         self.directory, self.seconds, self.made = directory, seconds, {}
 
     def of(self, target):
-        wanted = int((target.rate or (60_000 if target.size < LARGE else 10_000)) * 1.6 * self.seconds) + 2_000
+        wanted = int((target.rate or 60_000) * 1.6 * self.seconds) + 2_000
         file, count = self.made.get(target.kind(), (None, 0))
         if count < wanted:
             file = self.directory / f"calls-{len(self.made)}"
@@ -84,6 +83,7 @@ def turn(target, file, seconds):
     answered = seen["answered"]
     target.rate = max(target.rate, seen["per_second"])
     return {
+        "answered": answered,
         "cpu_us": used * 1e6 / answered,
         "per_second": seen["per_second"],
         "p50_ms": seen["p50_ms"],
@@ -253,13 +253,15 @@ def memory(directory, args):
         result["fresh_mib"] = gate.rss_mib()
         target = Target("memory", gate)
         done = 0
-        while done < args.million:
-            # Hardly more than wanted: each is remembered.
-            seconds = min(5, math.ceil((args.million - done) / target.rate)) if target.rate else 5
+        seconds = 1
+        while seconds:
             calls = Calls(directory, seconds)
             figure = turn(target, calls.of(target), seconds)
-            done += int(figure["per_second"] * seconds)
+            done += figure["answered"]
             say(f"  {done:,} requests, {figure['rss_mib']:.1f} MiB")
+            seconds = min(5, int((args.million - done) / target.rate))
+        # Each is remembered: not more than are wanted.
+        send_all(gate.port, calls.texts(target, args.million - done))
         result["after_mib"] = gate.rss_mib()
         certificate = proxies.Certificate(directory)
         for name, tls, by in (("idle_kib", None, None), ("idle_tls_kib", certificate, trusting())):
