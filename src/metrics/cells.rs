@@ -148,9 +148,10 @@ impl Histogram {
         self.observe(i64::try_from(took.as_nanos()).unwrap_or(i64::MAX));
     }
 
-    /// On any scale. What is no number counts as zero.
+    /// On any scale, rounded up: what is above a bucket's bound by less than the scale's unit is not in it. What is no
+    /// number counts as zero.
     pub(super) fn observe_seconds(&self, seconds: f64) {
-        self.observe((seconds * self.scale.per_second) as i64); // saturates; NaN is 0
+        self.observe((seconds * self.scale.per_second).ceil() as i64); // saturates; NaN is 0
     }
 
     fn observe(&self, value: i64) {
@@ -249,6 +250,9 @@ mod tests {
         assert_eq!(age(-40.0), 0.0);
         assert_eq!(age(f64::NEG_INFINITY), 0.0);
         assert_eq!(age(f64::NAN), 0.0);
+        assert_eq!(age(0.0), 0.0);
+        // Of a caller on the same machine.
+        assert_eq!(age(0.000_3), 0.5);
         assert_eq!(age(0.25), 0.5);
         assert_eq!(age(300.0), 300.0);
         assert_eq!(age(43_200.5), f64::INFINITY);
