@@ -15,12 +15,17 @@ use super::stream::Activity;
 pub struct Arriving {
     body: Incoming,
     activity: Arc<Activity>,
+    number: u32,
 }
 
 impl Arriving {
     pub(super) fn new(body: Incoming, activity: Arc<Activity>) -> Self {
-        activity.body_is_open(!body.is_end_stream());
-        Self { body, activity }
+        let number = activity.body_begins(!body.is_end_stream());
+        Self {
+            body,
+            activity,
+            number,
+        }
     }
 }
 
@@ -35,7 +40,7 @@ impl Body for Arriving {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         // What is only dropped may be unread: then the connection counts as one that is in the middle of it.
         if frame.is_none() || self.body.is_end_stream() {
-            self.activity.body_is_open(false);
+            self.activity.body_has_ended(self.number);
         }
         Poll::Ready(frame)
     }

@@ -96,8 +96,10 @@ pub(super) struct Activity {
     /// Nanoseconds after `accepted`, and in the lowest bits the phase.
     state: AtomicU64,
     leaving: AtomicBool,
-    /// A request's body has not come to its end.
+    /// The latest request's body has not come to its end.
     body_is_open: AtomicBool,
+    /// Requests so far, modulo 2^32.
+    requests: AtomicU32,
     /// An answer was written, and since then nothing was begun: no other answer, and no close.
     settled: AtomicBool,
     /// How often the connection's task was polled; wraps.
@@ -112,6 +114,7 @@ impl Activity {
             state: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
             body_is_open: AtomicBool::new(false),
+            requests: AtomicU32::new(0),
             settled: AtomicBool::new(false),
             turns: AtomicU32::new(0),
         };
@@ -240,9 +243,19 @@ impl Activity {
         }
     }
 
-    /// Whether more of the request's body may come.
-    pub(super) fn body_is_open(&self, open: bool) {
+    /// A request has come, with a body or without; the number by which its body tells of its end.
+    pub(super) fn body_begins(&self, open: bool) -> u32 {
         self.body_is_open.store(open, Ordering::Relaxed);
+        self.requests
+            .fetch_add(1, Ordering::Relaxed)
+            .wrapping_add(1)
+    }
+
+    /// A request's body was read to its end. If another request has come since, that one's counts.
+    pub(super) fn body_has_ended(&self, number: u32) {
+        if self.requests.load(Ordering::Relaxed) == number {
+            self.body_is_open.store(false, Ordering::Relaxed);
+        }
     }
 
     /// When the connection may rest if nothing changes; none: hyper is, or may be, in the middle of something.
@@ -379,9 +392,9 @@ impl<I: AsyncRead + Unpin> Watched<I> {
         Poll::Ready(Ok(()))
     }
 
-    /// Has bytes read once more that were read.
+    /// Has bytes read once more that were read, before what is to be read again already.
     pub(super) fn put_back(&mut self, bytes: &[u8]) {
-        self.ahead = Bytes::copy_from_slice(bytes);
+        self.ahead = [bytes, &self.ahead].concat().into();
     }
 
     fn poll_read_on(

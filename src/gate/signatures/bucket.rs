@@ -218,7 +218,11 @@ impl Bucket {
         };
         let near = u32::try_from(route).ok().filter(|near| *near < FAR);
         if near.is_none() {
-            self.far.get_or_insert_default().0.push((key, route));
+            let far = &mut self.far.get_or_insert_default().0;
+            if far.len() == far.capacity() {
+                far.reserve_exact(STEP);
+            }
+            far.push((key, route));
         }
         if self.entries.len() == self.entries.capacity() {
             self.entries.reserve_exact(STEP);
@@ -280,6 +284,7 @@ impl Bucket {
         counts.expected.give_back(expected);
         if let Some(mut far) = self.far.take() {
             far.0.retain(|(key, _)| self.find(*key).is_some());
+            far.0.shrink_to(far.0.len() + STEP);
             self.far = (!far.0.is_empty()).then_some(far);
         }
         if self.entries.capacity() - left > 2 * STEP {
