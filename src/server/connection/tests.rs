@@ -213,6 +213,9 @@ async fn a_head_of_which_half_came_with_the_request_before_it_is_kept() {
         let mut run = start(limits());
         run.send(&[GET, &GET[..half]].concat()).await;
         run.receive().await;
+        // Long enough for a rest, and then byte by byte.
+        sleep(SECOND).await;
+        assert_eq!(run.asked.load(Ordering::Relaxed), FIRST_READ);
         for byte in &GET[half..] {
             sleep(SECOND / 8).await;
             run.send(&[*byte]).await;
@@ -254,6 +257,27 @@ async fn what_is_no_request_ends_a_connection_that_rested() {
     assert!(run.receive().await.0.starts_with("HTTP/1.1 400"));
     run.closed_after().await;
     assert_eq!(run.first_bytes().len(), 1);
+}
+
+/// What is left of hyper's own answer would be lost, and what follows be read as a request.
+#[tokio::test(start_paused = true)]
+async fn a_connection_does_not_rest_within_an_answer_of_hypers_own() {
+    let mut run = start(limits());
+    let posted = |length: usize| {
+        let head = format!("POST /body HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
+        [head.into_bytes(), vec![b'x'; length]].concat()
+    };
+    run.send(&posted(10_000)).await;
+    let head = run.receive().await.0.len();
+    // Its answer leaves room for a few bytes more.
+    let length = PIPE - head - 10;
+    run.send(&posted(length)).await;
+    run.send(b"nonsense\r\n\r\n").await;
+    sleep(2 * SECOND).await;
+    assert_eq!(run.receive().await.1.len(), length);
+    assert!(run.receive().await.0.starts_with("HTTP/1.1 400"));
+    run.closed_after().await;
+    assert_eq!(run.first_bytes().len(), 2);
 }
 
 #[tokio::test(start_paused = true)]
