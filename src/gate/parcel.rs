@@ -392,6 +392,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_map_goes_round_empty_and_not_once_it_has_grown() {
+        let head = |fields: usize| {
+            let mut head = HeaderMap::new();
+            for _ in 0..fields {
+                head.append(HOST, HeaderValue::from_static("secret"));
+                let name = format!("x-{}", head.len());
+                head.append(
+                    HeaderName::try_from(name).unwrap(),
+                    HeaderValue::from_static("secret"),
+                );
+            }
+            head
+        };
+        for (fields, goes_round) in [(1, true), (5, true), (50, false)] {
+            let emptied = emptied(head(fields));
+            assert!(emptied.is_empty());
+            assert_eq!(emptied.capacity() > 0, goes_round, "{fields}");
+        }
+    }
+
+    #[test]
     fn a_key_survives_as_a_header() {
         let value = |key: &str| key_value(key).unwrap().to_str().unwrap().to_owned();
         assert_eq!(value("r-1|x"), "r-1|x");

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::failpoint;
 
 use super::Limits;
+use super::wire::read_again;
 
 /// How long a closed connection waits for its caller to read the last answer and close.
 ///
@@ -431,11 +432,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
         if self.ahead.is_empty() {
             return self.poll_read_on(cx, buf);
         }
-        let length = self.ahead.len().min(buf.remaining());
-        buf.put_slice(&self.ahead.split_to(length));
-        if self.ahead.is_empty() {
-            self.ahead = Bytes::new();
-        }
+        read_again(&mut self.ahead, buf);
         Poll::Ready(Ok(()))
     }
 }

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::stream::Activity;
@@ -74,13 +74,17 @@ impl<I: AsyncRead + Unpin> AsyncRead for Wire<I> {
             return Poll::Ready(Ok(()));
         }
         self.note_handshake();
-        let length = self.ahead.len().min(buf.remaining());
-        buf.put_slice(&self.ahead[..length]);
-        self.ahead.advance(length);
-        if self.ahead.is_empty() {
-            self.ahead = Bytes::new();
-        }
+        read_again(&mut self.ahead, buf);
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Reads from what was read before and is to be read again. Once it is all read, its memory is free.
+pub(super) fn read_again(ahead: &mut Bytes, buf: &mut ReadBuf<'_>) {
+    let length = ahead.len().min(buf.remaining());
+    buf.put_slice(&ahead.split_to(length));
+    if ahead.is_empty() {
+        *ahead = Bytes::new();
     }
 }
 

@@ -132,6 +132,13 @@ async fn answer(request: Request<Arriving>) -> Response<Full<Bytes>> {
             });
             Bytes::from_static(b"keep")
         }
+        "/later" => {
+            tokio::spawn(async move {
+                sleep(SECOND).await;
+                request.into_body().collect().await
+            });
+            Bytes::from_static(b"later")
+        }
         "/early" => Bytes::from_static(b"early"),
         "/big" => vec![b'b'; BIG].into(),
         "/slow" => {
@@ -244,6 +251,22 @@ async fn a_connection_does_not_rest_within_a_body() {
     assert_eq!(run.first_bytes().len(), 1, "a body's end is no request");
     run.closed_after().await;
     assert_eq!(run.first_bytes().len(), 1);
+}
+
+/// The end of another request's body, which is read late, says nothing of this one's.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_ends_late_ends_no_other() {
+    let mut run = start(limits());
+    run.send(b"POST /later HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody")
+        .await;
+    assert_eq!(run.receive().await.1, b"later");
+    run.send(b"POST /keep HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n")
+        .await;
+    assert_eq!(run.receive().await.1, b"keep");
+    for _ in 0..10 {
+        sleep(SECOND).await;
+        assert_ne!(run.asked.load(Ordering::Relaxed), FIRST_READ);
+    }
 }
 
 #[tokio::test(start_paused = true)]
