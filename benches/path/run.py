@@ -4,6 +4,7 @@
     benches/path/run.py                        verify only
     benches/path/run.py --path /refund --functions 40
     benches/path/run.py --json
+    benches/path/run.py --least                the least of it, by the same libraries: benches/floor
 
 The gate that is shipped runs under Valgrind's callgrind, with the names of its functions kept (the profile
 `profiling`), one worker and everything on. One connection sends signed calls one after the other; nginx is the backend.
@@ -29,7 +30,7 @@ import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from callgrind import Profile
-from common import MEMORY, REPO, SQLITE, free_port, nginx, request, tikigate
+from common import MEMORY, REPO, SECRET, SQLITE, Process, free_port, nginx, request, tikigate
 
 BINARY = REPO / "target/profiling/tikigate"
 SHA = "compress256"
@@ -53,12 +54,13 @@ def main():
     parser.add_argument("--functions", type=int, default=0, help="show so many functions, by their own instructions")
     parser.add_argument("--below", default="", help="and what they cost with all that they call, of functions with this in their name")
     parser.add_argument("--ledger", default="memory", choices=("memory", "sqlite"))
+    parser.add_argument("--least", action="store_true", help="count benches/floor, which checks and forwards and nothing else")
     parser.add_argument("--binary", help="count this one, with its names, and build none")
     parser.add_argument("--most-allocations", type=float, help="fail if there are more")
     parser.add_argument("--keep", help="where callgrind's own files are to be kept, for callgrind_annotate")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    build = ["cargo", "build", "--profile", "profiling", "--locked", "--quiet"]
+    build = ["cargo", "build", "--profile", "profiling", "--locked", "--quiet", *(["--example", "floor"] if args.least else [])]
     if not args.binary and subprocess.run(build, cwd=REPO).returncode:
         sys.exit("the gate could not be built")
 
@@ -126,8 +128,13 @@ def counted(directory, args):
     backend = nginx(directory, free_port())
     out = directory / "callgrind.out"
     tool = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", "--compress-strings=yes", "--quiet"]
-    ledger = SQLITE if args.ledger == "sqlite" else MEMORY
-    gate = tikigate(directory / "gate", free_port(), backend.port, ledger, binary=args.binary or BINARY, before=tool)
+    if args.least:
+        port = free_port()
+        least = [BINARY.parent / "examples/floor", "hyper", f"127.0.0.1:{port}", f"127.0.0.1:{backend.port}", SECRET]
+        gate = Process([*tool, *map(str, least)], port, directory / "log")
+    else:
+        ledger = SQLITE if args.ledger == "sqlite" else MEMORY
+        gate = tikigate(directory / "gate", free_port(), backend.port, ledger, binary=args.binary or BINARY, before=tool)
     try:
         with socket.create_connection(("127.0.0.1", gate.port), timeout=120) as connection:
             send(connection, args, range(WARM_UP))

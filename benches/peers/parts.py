@@ -49,12 +49,14 @@ class Calls:
 
     def __init__(self, directory, seconds):
         self.directory, self.seconds, self.made = directory, seconds, {}
+        self.names = itertools.count()
 
     def of(self, target):
-        wanted = int((target.rate or 60_000) * 1.6 * self.seconds) + 2_000
+        wanted = int((target.rate or 100_000) * 1.6 * self.seconds) + 2_000
         file, count = self.made.get(target.kind(), (None, 0))
         if count < wanted:
-            file = self.directory / f"calls-{len(self.made)}"
+            # A name of its own also when a kind's are made anew, more of them.
+            file = self.directory / f"calls-{next(self.names)}"
             if target.size < LARGE:
                 write_calls(file, self.texts(target, wanted))
             else:
@@ -183,6 +185,40 @@ def targets(directory, args):
         )
 
 
+# Proxies that do the least: how they are called here, what they are (benches/floor), and how their calls differ.
+FLOORS = (
+    ("system calls", ("bare",), {}),
+    ("HTTP", ("hyper",), {}),
+    ("HTTP, forged", ("hyper",), {"status": 401, "forge": True}),
+    ("HTTP, appended once", ("hyper", 1, "log"), {}),
+    ("HTTP, appended twice", ("hyper", 2, "log"), {}),
+    ("HTTP, SQLite twice", ("hyper", 2, "db"), {}),
+    ("HTTP, fresh connections", ("fresh",), {}),
+    ("HTTP, fresh connections, SQLite twice", ("fresh", 2, "db"), {}),
+)
+
+
+def floor(directory, args):
+    """What of a call's cost is the machine's and the libraries'."""
+    import install
+
+    install.floor()
+    with running() as start:
+        backend = start(nginx(directory, free_port())).port
+        found = [
+            Target("HAProxy, checking", start(proxies.haproxy(directory, backend))),
+            Target("nginx, passing through", start(proxies.nginx_passing(directory, backend))),
+        ]
+        found += [Target(f"least: {name}", start(proxies.floor(directory, backend, *what)), **calls) for name, what, calls in FLOORS]
+        for name, size, buffer in (("4 KiB", 4096, 16384), ("64 KiB", 65536, proxies.LARGE_BUFFER)):
+            found += [
+                Target(f"HAProxy, checking, {name}", start(proxies.haproxy(directory, backend, buffer=buffer)), size=size),
+                Target(f"nginx, passing through, {name}", start(proxies.nginx_passing(directory, backend)), size=size),
+                Target(f"least: HTTP, {name}", start(proxies.floor(directory, backend, "hyper")), size=size),
+            ]
+        return measured(found, directory, args)
+
+
 def three(start, directory, backend, name, tls=None, buffer=16384, **kind):
     """HAProxy, nginx and the gate with the same kind of calls."""
     folder = directory / f"gate-{name}"
@@ -288,9 +324,10 @@ def records(directory, args):
 
 
 def path(directory, args):
-    """What benches/path counts."""
+    """What benches/path counts, and the least of it."""
     command = [sys.executable, str(REPO / "benches/path/run.py"), "--json"]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    counted, least = (json.loads(subprocess.run(which, check=True, stdout=subprocess.PIPE).stdout) for which in (command, [*command, "--least"]))
+    return {**counted, "least_instructions": least["instructions"], "least_allocations": least["allocations"]}
 
 
 def binary(directory, args):
@@ -299,6 +336,7 @@ def binary(directory, args):
 
 PARTS = {
     "targets": targets,
+    "floor": floor,
     "bodies": bodies,
     "connections": connections,
     "tls": tls,

@@ -3,7 +3,9 @@
 import base64
 import subprocess
 
-from common import CLIENT, SECRET, Process, free_port, nginx, tikigate
+from common import BINARY, CLIENT, SECRET, Process, free_port, nginx, tikigate
+
+FLOOR = BINARY.parent / "examples/floor"
 
 # Beyond a body of 64 KiB in base64, which HAProxy needs in one buffer.
 LARGE_BUFFER = 131072
@@ -115,6 +117,15 @@ def envoy(program, directory, backend):
 def gate(directory, backend, ledger, tls=None, **more):
     """The gate, everything on: limits, signature memory, log line, metrics."""
     return tikigate(directory, free_port(), backend, ledger, tls=tls, **more)
+
+
+def floor(directory, backend, kind, commits=0, store="log"):
+    """A proxy that does the least (benches/floor); with commits, in a file that is appended to ("log") or SQLite's ("db")."""
+    port = free_port()
+    command = [FLOOR, kind, f"127.0.0.1:{port}", f"127.0.0.1:{backend}", SECRET]
+    if commits:
+        command += [str(commits), directory / f"floor-{port}.{store}"]
+    return Process([str(word) for word in command], port, directory / f"floor-{port}.out")
 
 
 class Certificate:

@@ -48,4 +48,5 @@ def show_goals(goals):
     for goal in goals:
         bound = "at least" if goal["at_least"] else "at most"
         verdict = "met" if goal["met"] else "MISSED"
-        print(f"  {verdict:7} {goal['case']}: {goal['value']:,.4g}, {bound} {goal['bound']:g}{goal['unit']}")
+        least = "; {:,.4g} is the least here: {}".format(*goal["floor"]) if goal["floor"] else ""
+        print(f"  {verdict:7} {goal['case']}: {goal['value']:,.4g}, {bound} {goal['bound']:g}{goal['unit']}{least}")
