@@ -24,14 +24,17 @@ pub(super) enum Listed {
     Outcome(ClaimOutcome),
 }
 
-/// Looks for a claim's key.
-pub(super) fn find(batch: &mut Batch<'_>, claim: &Claim) -> rusqlite::Result<Listed> {
+/// Looks for a claim's key, whose message has this hash.
+pub(super) fn find(
+    batch: &mut Batch<'_>,
+    claim: &Claim,
+    message_hash: i64,
+) -> rusqlite::Result<Listed> {
     let select = batch.statement(
         "SELECT id, key_check, fingerprint, policy, keep, status, headers, body FROM answers \
          WHERE message_hash = ?1",
     )?;
-    let key = &claim.key;
-    let found = select.query_row([hash(&key.message)], |row| listed(row, claim));
+    let found = select.query_row([message_hash], |row| listed(row, claim));
     Ok(found.optional()?.unwrap_or(Listed::Nowhere))
 }
 
@@ -83,10 +86,7 @@ pub(super) fn follow(batch: &mut Batch<'_>, stored: &mut Stored) -> rusqlite::Re
     let was_listed = stored.listed;
     if was_listed {
         let delete = batch.statement("DELETE FROM answers WHERE message_hash = ?1 AND id = ?2")?;
-        delete.execute(params![
-            hash(&record.key.message),
-            record.id.0.cast_signed()
-        ])?;
+        delete.execute(params![stored.message_hash, record.id.0.cast_signed()])?;
     }
     stored.listed = wanted && insert(batch, stored)?;
     Ok(stored.listed != was_listed)
@@ -104,7 +104,7 @@ fn insert(batch: &mut Batch<'_>, stored: &Stored) -> rusqlite::Result<bool> {
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
     )?;
     let inserted = insert.execute(params![
-        hash(&record.key.message),
+        stored.message_hash,
         record.id.0.cast_signed(),
         key_check(&record.key),
         record.fingerprint.0,

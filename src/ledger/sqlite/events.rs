@@ -4,6 +4,7 @@
 //! first and its latest ones; between them a line says how many are not there any more.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use serde_json::Value;
 
@@ -14,6 +15,9 @@ use crate::ledger::{Event, State};
 const FIRST: usize = 8;
 /// All that are kept. A message that runs well has two.
 const MOST: usize = 64;
+
+/// Room for an event that is no person's word.
+const USUAL_LENGTH: usize = 64;
 
 /// A record's events as text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +40,8 @@ impl EventText {
         if !self.0.is_empty() {
             self.0.push('\n');
         }
+        // At once, and not in the five steps by which a text grows.
+        self.0.reserve(USUAL_LENGTH);
         write(&mut self.0, event);
     }
 
@@ -75,11 +81,8 @@ fn write(to: &mut String, event: &Event) {
         cause,
         by,
     } = event;
-    to.push('[');
-    to.push_str(&micros(*at).to_string());
-    to.push(',');
-    to.push_str(&attempt.to_string());
-    to.push(',');
+    // A text takes whatever is written to it.
+    let _ = fmt::Write::write_fmt(to, format_args!("[{},{attempt},", micros(*at)));
     push_json(to, state.as_str());
     to.push(',');
     push_json(to, cause);

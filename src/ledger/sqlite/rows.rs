@@ -79,6 +79,8 @@ columns!(
 pub(super) struct Stored {
     pub(super) entry: Entry,
     pub(super) events: EventText,
+    /// The [`hash`] of its message.
+    pub(super) message_hash: i64,
     /// The week that its subject is filed under.
     filed: i64,
     /// Its answer is among those that are found by their message's hash: see [`super::answers`].
@@ -217,6 +219,7 @@ impl Reader<'_, '_> {
         entry.follow_hold();
         Ok(Stored {
             filed: week(entry.record.updated_at),
+            message_hash: hash(&entry.record.key.message),
             entry,
             events: EventText::stored(self.get(Column::events)?),
             listed: self.get::<Option<i64>>(Column::listed)?.is_some(),
@@ -298,23 +301,28 @@ static ANY_ABOUT: LazyLock<[String; WEEKS + 1]> = LazyLock::new(|| {
 pub(super) fn any_about(
     batch: &mut Batch<'_>,
     weeks: RangeInclusive<i64>,
-    subject: &str,
+    subject_hash: i64,
 ) -> rusqlite::Result<bool> {
     let count = usize::try_from(weeks.end() - weeks.start() + 1).unwrap_or(usize::MAX);
     match ANY_ABOUT.get(count) {
         Some(sql) if count > 0 => batch
             .statement(sql)?
-            .exists(params![weeks.end(), hash(subject)]),
+            .exists(params![weeks.end(), subject_hash]),
         _ => Ok(true),
     }
 }
 
-/// Adds a new record.
-pub(super) fn insert(batch: &mut Batch<'_>, stored: &mut Stored) -> rusqlite::Result<()> {
+/// Adds a new record, whose subject has this hash if it has one.
+pub(super) fn insert(
+    batch: &mut Batch<'_>,
+    stored: &mut Stored,
+    subject_hash: Option<i64>,
+) -> rusqlite::Result<()> {
     answers::follow(batch, stored)?;
     let Stored {
         entry,
         events,
+        message_hash,
         filed,
         listed,
     } = stored;
@@ -333,7 +341,7 @@ pub(super) fn insert(batch: &mut Batch<'_>, stored: &mut Stored) -> rusqlite::Re
     )?;
     insert.execute(params![
         record.id.0.cast_signed(),
-        hash(&record.key.message),
+        *message_hash,
         &*record.key.namespace,
         &*record.key.client,
         &*record.key.message,
@@ -355,7 +363,7 @@ pub(super) fn insert(batch: &mut Batch<'_>, stored: &mut Stored) -> rusqlite::Re
         subject.map(|subject| &*subject.id),
         subject.map(|subject| rule_text(&subject.rule)),
         subject.map(|_| *filed),
-        subject.map(|subject| hash(&subject.id)),
+        subject.and(subject_hash),
         answer_status(record),
         answer_headers(record),
         answer_body(record),
@@ -402,6 +410,7 @@ pub(super) fn update(batch: &mut Batch<'_>, stored: &mut Stored) -> rusqlite::Re
         events,
         filed,
         listed,
+        ..
     } = stored;
     let record = &entry.record;
     // Named where it doesn't change, its index would be written anew every time.
@@ -509,14 +518,15 @@ pub(super) fn place(state: State) -> usize {
 }
 
 impl Stored {
-    /// A new record's, with its first event.
-    pub(super) fn new(entry: Entry, event: Option<Event>) -> Self {
+    /// A new record's, with the [`hash`] of its message and its first event.
+    pub(super) fn new(entry: Entry, message_hash: i64, event: Option<Event>) -> Self {
         let mut events = EventText::default();
         events.extend(event.as_ref());
         Self {
             filed: week(entry.record.updated_at),
             entry,
             events,
+            message_hash,
             listed: false,
         }
     }

@@ -1,5 +1,6 @@
 //! What the writer does with records, one task within a batch.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -26,11 +27,14 @@ const SWEEP_CHUNK: usize = 100;
 const FREE_PAGES: i64 = 1024;
 const VACUUM_PAGES: u32 = 64;
 
-/// For how many weeks after its last change a record counts among an order's events. They come within
-/// days, Tiki's re-sends within two.
-const EVENT_WEEKS: i64 = 8;
-/// Beyond the window: an attempt that became unknown before it may run until within it.
-const PAYMENT_WEEKS: i64 = 1;
+const WEEK: Duration = Duration::from_secs(7 * 86_400);
+/// For how long after its last change a record counts among an order's events. They come within days,
+/// Tiki's re-sends within two.
+const EVENTS_COUNT_FOR: Duration = WEEK.saturating_mul(8);
+/// Beyond the window of a payment: an attempt that became unknown before it may run until within it.
+const PAYMENTS_COUNT_BEYOND: Duration = WEEK;
+/// Each week is a look-up: a window longer than records are kept finds no more for it.
+const MOST_WEEKS: i64 = 530;
 
 /// Records about one subject that are looked at, the newest first.
 const SIBLINGS: i64 = 1000;
@@ -293,7 +297,9 @@ impl<'b, 'c> Scope<'b, 'c> {
     }
 
     fn claim(&mut self, claim: Claim) -> Sql<Result<ClaimOutcome, LedgerError>> {
-        let known = match answers::find(self.batch, &claim)? {
+        let message_hash = hash(&claim.key.message);
+        let subject_hash = claim.subject.as_ref().map(|subject| hash(&subject.id));
+        let known = match answers::find(self.batch, &claim, message_hash)? {
             Listed::Outcome(outcome) => return Ok(Ok(outcome)),
             Listed::Record(id) => match self.stored(id)? {
                 // Not to be taken for a message that never came.
@@ -303,13 +309,13 @@ impl<'b, 'c> Scope<'b, 'c> {
                 }
                 stored => stored,
             },
-            Listed::Nowhere => self.find(&claim)?,
+            Listed::Nowhere => self.find(&claim, message_hash)?,
         };
         let known = match known {
             Ok(known) => known,
             Err(error) => return Ok(Err(LedgerError::Failed(error.to_string()))),
         };
-        let siblings = match self.siblings(&claim, known.as_ref())? {
+        let siblings = match self.siblings(&claim, subject_hash, known.as_ref())? {
             Ok(siblings) => siblings,
             Err(error) => return Ok(Err(LedgerError::Failed(error.to_string()))),
         };
@@ -325,24 +331,23 @@ impl<'b, 'c> Scope<'b, 'c> {
         let id = RecordId(self.batch.meta.next_record);
         self.batch.meta.next_record += 1;
         let (entry, step) = transition::create(claim, id, siblings, moment);
-        let mut stored = Stored::new(entry, step.event);
-        rows::insert(self.batch, &mut stored)?;
+        let mut stored = Stored::new(entry, message_hash, step.event);
+        rows::insert(self.batch, &mut stored, subject_hash)?;
         self.batch.meta.counts[place(stored.entry.record.state)] += 1;
         self.written(stored);
         Ok(Ok(step.reply))
     }
 
     /// The record of a claim's key that is not listed among the answers.
-    fn find(&mut self, claim: &Claim) -> Sql<Result<Option<Stored>, Unreadable>> {
+    fn find(
+        &mut self,
+        claim: &Claim,
+        message_hash: i64,
+    ) -> Sql<Result<Option<Stored>, Unreadable>> {
         let select = self.batch.statement(rows::BY_KEY)?;
         let key = &claim.key;
         let found = select.query_row(
-            params![
-                hash(&key.message),
-                &*key.message,
-                &*key.client,
-                &*key.namespace
-            ],
+            params![message_hash, &*key.message, &*key.client, &*key.namespace],
             |row| Ok(rows::read(row)),
         );
         Ok(found.optional()?.transpose())
@@ -352,24 +357,19 @@ impl<'b, 'c> Scope<'b, 'c> {
     fn siblings(
         &mut self,
         claim: &Claim,
+        subject_hash: Option<i64>,
         known: Option<&Stored>,
     ) -> Sql<Result<Siblings, Unreadable>> {
         let mut siblings = Siblings::default();
-        let Some(subject) = &claim.subject else {
+        let (Some(subject), Some(subject_hash)) = (&claim.subject, subject_hash) else {
             return Ok(Ok(siblings));
         };
         // Only a claim that may be granted is compared.
         if known.is_some_and(|known| known.entry.record.state != State::Released) {
             return Ok(Ok(siblings));
         }
-        let back = match &subject.rule {
-            SubjectRule::Event { .. } => EVENT_WEEKS,
-            SubjectRule::Payment { window, .. } => weeks_of(*window) + PAYMENT_WEEKS,
-        };
-        let now = week(self.now);
-        // A week ahead too, should the clock have gone back.
-        let weeks = (now - back)..=(now + 1);
-        if !rows::any_about(self.batch, weeks.clone(), &subject.id)? {
+        let weeks = weeks_about(&subject.rule, self.now);
+        if !rows::any_about(self.batch, weeks.clone(), subject_hash)? {
             return Ok(Ok(siblings));
         }
         let select = self.batch.statement(rows::BY_SUBJECT)?;
@@ -377,7 +377,7 @@ impl<'b, 'c> Scope<'b, 'c> {
         for week in weeks.rev() {
             let mut found = select.query(params![
                 week,
-                hash(&subject.id),
+                subject_hash,
                 &*subject.id,
                 &*claim.key.client,
                 &*claim.key.namespace,
@@ -525,9 +525,46 @@ impl<'b, 'c> Scope<'b, 'c> {
     }
 }
 
-/// Each week is a look-up: a window longer than records are kept finds no more for it.
-fn weeks_of(window: Duration) -> i64 {
-    const WEEK: u64 = 7 * 86_400;
-    const MOST: i64 = 530;
-    i64::try_from(window.as_secs().div_ceil(WEEK)).map_or(MOST, |weeks| weeks.min(MOST))
+/// The weeks that records are filed under which may say something about a subject now. Each is a look-up, in a
+/// large ledger of a page of its own: so not one more than may be needed.
+fn weeks_about(rule: &SubjectRule, now: SystemTime) -> RangeInclusive<i64> {
+    let back = match rule {
+        SubjectRule::Event { .. } => EVENTS_COUNT_FOR,
+        SubjectRule::Payment { window, .. } => window.saturating_add(PAYMENTS_COUNT_BEYOND),
+    };
+    let this = week(now);
+    let first = now.checked_sub(back).map_or(i64::MIN, week);
+    // A week ahead too, should the clock have gone back.
+    first.max(this - MOST_WEEKS)..=this + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_weeks_are_looked_at_as_the_window_and_a_running_attempt_reach_back() {
+        let payment = |window: Duration| SubjectRule::Payment {
+            amount: "1".into(),
+            window,
+            hold: true,
+        };
+        let day = WEEK / 7;
+        let begin = SystemTime::UNIX_EPOCH + WEEK * 3000;
+        let weeks = |rule: &SubjectRule, now| weeks_about(rule, now);
+        // What changed 8 days ago still counts: in the first day of a week that is two weeks back.
+        assert_eq!(weeks(&payment(day), begin), 2998..=3001);
+        assert_eq!(weeks(&payment(day), begin + day / 2), 2998..=3001);
+        assert_eq!(weeks(&payment(day), begin + day), 2999..=3001);
+        assert_eq!(weeks(&payment(day), begin + day * 6), 2999..=3001);
+        assert_eq!(weeks(&payment(WEEK), begin + day * 6), 2998..=3001);
+        let event = SubjectRule::Event {
+            at: begin,
+            drop_stale: true,
+        };
+        assert_eq!(weeks(&event, begin + day), 2992..=3001);
+        // Longer than anything is kept, or than there is time.
+        assert_eq!(weeks(&payment(WEEK * 2000), begin), 2470..=3001);
+        assert_eq!(weeks(&payment(Duration::MAX), begin), 2470..=3001);
+    }
 }
