@@ -149,7 +149,9 @@ impl Proxy {
                 continue;
             }
             self.record(signature, &call, false).await?;
-            let kept = self.bare.borrow_mut().pop();
+            // One that the backend has closed meanwhile, which keeps none for ever, can be read to its end.
+            let is_open = |kept: &TcpStream| matches!(kept.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+            let kept = self.bare.borrow_mut().pop().filter(is_open);
             let mut backend = match kept {
                 Some(kept) => kept,
                 None => connect(&self.backend).await?,

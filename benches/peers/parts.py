@@ -52,7 +52,7 @@ class Calls:
         self.names = itertools.count()
 
     def of(self, target):
-        wanted = int((target.rate or 100_000) * 1.6 * self.seconds) + 2_000
+        wanted = int((target.rate or (100_000 if target.size < LARGE else 20_000)) * 1.6 * self.seconds) + 2_000
         file, count = self.made.get(target.kind(), (None, 0))
         if count < wanted:
             # A name of its own also when a kind's are made anew, more of them.
