@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::ledger::conformance::{
-    End, Fixture, Reopened, durable_suite, refund, settlement_of, success, suite,
+    End, Fixture, Reopened, durable_suite, payment, refund, settlement_of, success, suite,
 };
 use crate::ledger::{ClaimOutcome, LedgerError, State};
 use crate::store::sqlite::Options;
@@ -236,4 +236,36 @@ async fn a_listed_message_without_its_record_is_not_taken_for_a_new_one() {
         matches!(claimed, Err(LedgerError::Failed(_))),
         "{claimed:?}"
     );
+}
+
+/// Programs of before and after find a row by these, and `ledger verify` wants them so.
+#[tokio::test]
+async fn a_row_is_filed_under_the_hashes_of_its_message_and_its_payment() {
+    // The first eight bytes of `printf r-1 | sha256sum`, and so on.
+    const HASH_R1: i64 = 0xa5fa_777a_3dc6_7268_u64.cast_signed();
+    const HASH_R2: i64 = 0x211f_c184_341d_e0bd_u64.cast_signed();
+    const HASH_T7: i64 = 0x3dd2_fe29_50b2_e9a4_u64.cast_signed();
+    let directory = quick_directory();
+    let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
+    let (clock, _hands) = Clock::manual(start);
+    let (ledger, _) = open_in(directory.path(), &clock).await;
+    for claim in [refund("r-1"), payment("r-2", true)] {
+        let granted = ledger.claim(claim).await;
+        let Ok(ClaimOutcome::Granted(fence, _)) = granted else {
+            panic!("{granted:?}");
+        };
+        ledger.settle(fence, success()).await.unwrap();
+    }
+    let connection = rusqlite::Connection::open(options(directory.path()).path).unwrap();
+    let mut select = connection
+        .prepare("SELECT message_hash, subject_hash FROM records ORDER BY id")
+        .unwrap();
+    let rows = select.query_map((), |row| Ok((row.get(0)?, row.get(1)?)));
+    let rows: Vec<(i64, Option<i64>)> = rows.unwrap().map(Result::unwrap).collect();
+    assert_eq!(rows, [(HASH_R1, None), (HASH_R2, Some(HASH_T7))]);
+    let listed = keys(
+        &connection,
+        "SELECT CAST(message_hash AS TEXT) FROM answers ORDER BY id",
+    );
+    assert_eq!(listed, [HASH_R1.to_string(), HASH_R2.to_string()]);
 }
