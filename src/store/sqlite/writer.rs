@@ -3,9 +3,9 @@
 use std::ffi::c_int;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -55,8 +55,9 @@ const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 pub(super) struct Writer {
     queue: SyncSender<Order>,
-    /// What came after the close, or found the queue full, is failed here.
-    closed: Mutex<bool>,
+    /// What comes after the close, or finds the queue full, is failed here: the thread, which fails what is left in
+    /// the queue, may be through with that.
+    closed: AtomicBool,
 }
 
 impl Writer {
@@ -95,7 +96,7 @@ impl Writer {
             .spawn(move || work.run(&orders))?;
         Ok(Self {
             queue,
-            closed: Mutex::new(false),
+            closed: AtomicBool::new(false),
         })
     }
 
@@ -108,7 +109,12 @@ impl Writer {
     }
 
     fn order(&self, order: Order) {
-        let (order, error) = match self.queue.try_send(order) {
+        let sent = if self.closed.load(Ordering::Acquire) {
+            Err(TrySendError::Disconnected(order))
+        } else {
+            self.queue.try_send(order)
+        };
+        let (order, error) = match sent {
             Ok(()) => return,
             Err(TrySendError::Full(order)) => (
                 order,
@@ -124,9 +130,7 @@ impl Writer {
 
     pub(super) fn close(&self) -> oneshot::Receiver<()> {
         let (tell, told) = oneshot::channel();
-        let mut closed = lock(&self.closed);
-        if !*closed {
-            *closed = true;
+        if !self.closed.swap(true, Ordering::AcqRel) {
             // A queue that is full or gone drops the sender, which the receiver hears.
             let _ = self.queue.send(Order::Close(tell));
         }
