@@ -59,6 +59,7 @@ macro_rules! suite {
                 overtaken_attempts_change_nothing, overtaken_resends_raise_no_alarm;
             payments: a_second_payment_is_marked, a_second_payment_is_held,
                 other_amounts_are_other_payments, the_window_runs_from_the_last_change,
+                the_window_is_whole_wherever_a_week_begins,
                 what_may_run_counts_beyond_the_window, long_held_siblings_are_found,
                 a_released_one_sees_who_ran_meanwhile, a_person_lets_a_suspect_pass,
                 a_person_ends_a_suspect, a_gap_may_have_moved_money,

@@ -134,6 +134,37 @@ pub(crate) async fn the_window_runs_from_the_last_change(open: Open) {
     assert!(f.marks(payment("d", false)).await.possible_duplicate);
 }
 
+/// A ledger may file what it knows of payments by weeks: none of the window may fall between two of them.
+pub(crate) async fn the_window_is_whole_wherever_a_week_begins(open: Open) {
+    const WEEK: Duration = DAY.saturating_mul(7);
+    let f = open.one().await;
+    let second = Duration::from_secs(1);
+    let windows = [DAY, WEEK, 3 * WEEK];
+    let into_the_week = [Duration::ZERO, second, WEEK / 2, WEEK - second];
+    for (window, into) in windows
+        .iter()
+        .flat_map(|window| into_the_week.map(|into| (*window, into)))
+    {
+        let case = format!("a window of {window:?}, {into:?} into a week");
+        let since = f.now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let begun = since.as_micros() % WEEK.as_micros();
+        let begun = Duration::from_micros(u64::try_from(begun).unwrap());
+        f.hands.advance(WEEK - begun + into);
+        let of = |message: &str| {
+            let mut claim = about(&case, payment(message, false));
+            set_window(&mut claim, window);
+            claim
+        };
+        f.settled(of("a"), success()).await;
+        f.hands.advance(window);
+        assert!(f.marks(of("b")).await.possible_duplicate, "{case}");
+        let within = f.running(of("b")).await;
+        f.settle(within, not_applied()).await;
+        f.hands.advance(second);
+        assert_eq!(f.marks(of("b")).await, Marks::default(), "{case}");
+    }
+}
+
 fn set_window(claim: &mut Claim, to: Duration) {
     if let Some(SubjectRule::Payment { window, .. }) =
         claim.subject.as_mut().map(|subject| &mut subject.rule)

@@ -6,7 +6,7 @@ use http::StatusCode;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use sha2::{Digest as _, Sha256};
 
-use super::rows::{Stored, answer_headers, hash, keep_micros, policy_word};
+use super::rows::{Stored, answer_headers, keep_micros, policy_word};
 use crate::ledger::texts::{headers_of, micros_of};
 use crate::ledger::{Claim, ClaimOutcome, KeptAnswer, Key, Policy, RecordId, State};
 use crate::store::sqlite::Batch;
@@ -128,7 +128,7 @@ pub(super) fn faults(connection: &Connection, stored: &Stored) -> rusqlite::Resu
     let mut select = connection.prepare_cached(ALIKE)?;
     let found = select.query_row(
         params![
-            hash(&record.key.message),
+            stored.message_hash,
             record.id.0.cast_signed(),
             key_check(&record.key),
             record.fingerprint.0,

@@ -84,7 +84,7 @@ fn check(
     if !(1..meta.next_record).contains(&record.id.0) {
         fault("has a number that was not given yet");
     }
-    if row.get::<_, i64>("message_hash")? != hash(&record.key.message) {
+    if row.get::<_, i64>("message_hash")? != stored.message_hash {
         fault("is filed under another key");
     }
     let subject: Option<i64> = row.get("subject_hash")?;

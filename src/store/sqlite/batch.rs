@@ -123,3 +123,31 @@ pub(super) fn reply(mut jobs: Vec<Ordered>) {
         doorbell.ring();
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// Does nothing, and writes down how it ended: its name, and the error if it failed.
+    pub(in super::super) struct Named {
+        pub(in super::super) name: u32,
+        pub(in super::super) ends: Arc<Mutex<Vec<(u32, Option<String>)>>>,
+    }
+
+    impl Job for Named {
+        fn run(&mut self, _: &mut Batch<'_>) -> rusqlite::Result<()> {
+            Ok(())
+        }
+
+        fn committed(self: Box<Self>) {
+            self.ends.lock().unwrap().push((self.name, None));
+        }
+
+        fn failed(self: Box<Self>, error: &StoreError) -> Option<Box<dyn Job>> {
+            let error = Some(error.to_string());
+            self.ends.lock().unwrap().push((self.name, error));
+            None
+        }
+    }
+}

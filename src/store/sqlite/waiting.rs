@@ -65,30 +65,16 @@ impl Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::sqlite::{Batch, Job, StoreError};
+    use crate::store::sqlite::batch::tests::Named;
     use std::sync::{Arc, Mutex};
-
-    /// Writes down its name when it runs.
-    struct Named(u32, Arc<Mutex<Vec<u32>>>);
-
-    impl Job for Named {
-        fn run(&mut self, _: &mut Batch<'_>) -> rusqlite::Result<()> {
-            Ok(())
-        }
-
-        fn committed(self: Box<Self>) {
-            self.1.lock().unwrap().push(self.0);
-        }
-
-        fn failed(self: Box<Self>, _: &StoreError) -> Option<Box<dyn Job>> {
-            None
-        }
-    }
 
     #[test]
     fn what_can_wait_goes_behind_what_cannot_and_is_not_starved() {
         let ran = Arc::new(Mutex::new(Vec::new()));
-        let job = |name| Ordered::here(Box::new(Named(name, Arc::clone(&ran))));
+        let job = |name| {
+            let ends = Arc::clone(&ran);
+            Ordered::here(Box::new(Named { name, ends }))
+        };
         let committed = |ordered: Ordered| ordered.job.committed();
         let mut waiting = Waiting::default();
         for name in 1000..1100 {
@@ -100,8 +86,9 @@ mod tests {
         }
         assert!(!waiting.takes_more());
         waiting.batch().into_iter().for_each(committed);
-        let expected: Vec<u32> = (0..BATCH as u32)
+        let expected: Vec<_> = (0..BATCH as u32)
             .chain(1000..1000 + LEAST_LATER as u32)
+            .map(|name| (name, None))
             .collect();
         assert_eq!(std::mem::take(&mut *ran.lock().unwrap()), expected);
 

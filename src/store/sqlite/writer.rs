@@ -55,8 +55,9 @@ const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 pub(super) struct Writer {
     queue: SyncSender<Order>,
-    /// What comes after the close, or finds the queue full, is failed here: the thread, which fails what is left in
-    /// the queue, may be through with that.
+    /// What comes after the close is failed at once: the thread, which fails what is left in the queue, may be
+    /// through with that. A job on its way in at that very moment may still be dropped with the queue, and whoever
+    /// waits for its reply takes that for the same failure.
     closed: AtomicBool,
 }
 
@@ -500,5 +501,46 @@ impl Failure {
             Self::Sql(error) => open::is_damage(error),
             Self::Watermark(_) | Self::Checkpoint(_) | Self::Panic => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::batch::tests::Named;
+    use super::*;
+    use std::sync::Mutex;
+
+    #[tokio::test]
+    async fn what_comes_after_the_close_fails_at_once_and_what_came_before_stays_in_line() {
+        let (queue, orders) = sync_channel(QUEUE);
+        let writer = Writer {
+            queue,
+            closed: AtomicBool::new(false),
+        };
+        let ends = Arc::new(Mutex::new(Vec::new()));
+        let job = |name| {
+            let ends = Arc::clone(&ends);
+            Box::new(Named { name, ends })
+        };
+        writer.submit(job(1));
+        writer.submit_later(job(2));
+        let told = writer.close();
+        assert_eq!(*ends.lock().unwrap(), []);
+        writer.submit(job(3));
+        writer.submit_later(job(4));
+        let closed = Some(gone().to_string());
+        let failed = [(3, closed.clone()), (4, closed)];
+        assert_eq!(*ends.lock().unwrap(), failed);
+        let again = writer.close();
+        assert!(again.await.is_err(), "nobody replies to a second close");
+
+        let orders: Vec<_> = orders.try_iter().collect();
+        assert!(matches!(
+            &orders[..],
+            [Order::Run(_), Order::RunLater(_), Order::Close(_)]
+        ));
+        assert_eq!(*ends.lock().unwrap(), failed);
+        drop(orders);
+        assert!(told.await.is_err());
     }
 }
