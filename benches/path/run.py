@@ -4,7 +4,7 @@
     benches/path/run.py                        verify only
     benches/path/run.py --path /refund --functions 40
     benches/path/run.py --json
-    benches/path/run.py --least                the least of it, by the same libraries: benches/floor
+    benches/path/run.py --plain                a plain proxy of the same libraries: benches/plain
 
 The gate that is shipped runs under Valgrind's callgrind, with the names of its functions kept (the profile
 `profiling`), one worker and everything on. One connection sends signed calls one after the other; nginx is the backend.
@@ -54,13 +54,15 @@ def main():
     parser.add_argument("--functions", type=int, default=0, help="show so many functions, by their own instructions")
     parser.add_argument("--below", default="", help="and what they cost with all that they call, of functions with this in their name")
     parser.add_argument("--ledger", default="memory", choices=("memory", "sqlite"))
-    parser.add_argument("--least", action="store_true", help="count benches/floor, which checks and forwards and nothing else")
+    parser.add_argument("--plain", action="store_true", help="count benches/plain, which checks and forwards and does nothing else")
     parser.add_argument("--binary", help="count this one, with its names, and build none")
     parser.add_argument("--most-allocations", type=float, help="fail if there are more")
     parser.add_argument("--keep", help="where callgrind's own files are to be kept, for callgrind_annotate")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    build = ["cargo", "build", "--profile", "profiling", "--locked", "--quiet", *(["--example", "floor"] if args.least else [])]
+    if args.plain and (args.binary or args.path != "/any" or args.kind not in ("good", "forged")):
+        parser.error("--plain counts good or forged calls of benches/plain, whatever the path is")
+    build = ["cargo", "build", "--profile", "profiling", "--locked", "--quiet", *(["--example", "plain"] if args.plain else [])]
     if not args.binary and subprocess.run(build, cwd=REPO).returncode:
         sys.exit("the gate could not be built")
 
@@ -128,10 +130,10 @@ def counted(directory, args):
     backend = nginx(directory, free_port())
     out = directory / "callgrind.out"
     tool = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", "--compress-strings=yes", "--quiet"]
-    if args.least:
+    if args.plain:
         port = free_port()
-        least = [BINARY.parent / "examples/floor", "hyper", f"127.0.0.1:{port}", f"127.0.0.1:{backend.port}", SECRET]
-        gate = Process([*tool, *map(str, least)], port, directory / "log")
+        plain = [BINARY.parent / "examples/plain", "hyper", f"127.0.0.1:{port}", f"127.0.0.1:{backend.port}", SECRET]
+        gate = Process([*tool, *map(str, plain)], port, directory / "log")
     else:
         ledger = SQLITE if args.ledger == "sqlite" else MEMORY
         gate = tikigate(directory / "gate", free_port(), backend.port, ledger, binary=args.binary or BINARY, before=tool)

@@ -49,10 +49,10 @@ def prepare():
             sys.exit("the gate could not be built")
 
 
-def floor():
-    """The proxies that do the least, as they are now."""
-    if subprocess.run(["cargo", "build", "--release", "--locked", "--quiet", "--example", "floor"], cwd=REPO).returncode:
-        sys.exit("benches/floor could not be built")
+def plain():
+    """The plain proxies, as they are now."""
+    if subprocess.run(["cargo", "build", "--release", "--locked", "--quiet", "--example", "plain"], cwd=REPO).returncode:
+        sys.exit("benches/plain could not be built")
 
 
 def there(program):

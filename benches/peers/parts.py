@@ -98,7 +98,7 @@ def turn(target, file, seconds):
 def rounds(targets, directory, args, choose=True):
     """All targets in turn, as often as wanted."""
     if args.targets and choose:
-        chosen = [target for target in targets if any(word in target.name for word in args.targets)]
+        chosen = [target for target in targets if any(word.lower() in target.name.lower() for word in args.targets)]
         targets[:] = chosen or targets
     folder = directory / "turns"
     folder.mkdir(exist_ok=True)
@@ -185,8 +185,8 @@ def targets(directory, args):
         )
 
 
-# Proxies that do the least: how they are called here, what they are (benches/floor), and how their calls differ.
-FLOORS = (
+# Plain proxies: how they are called here, what they are (benches/plain), and how their calls differ.
+PLAIN = (
     ("system calls", ("bare",), {}),
     ("HTTP", ("hyper",), {}),
     ("HTTP, forged", ("hyper",), {"status": 401, "forge": True}),
@@ -198,23 +198,23 @@ FLOORS = (
 )
 
 
-def floor(directory, args):
+def plain(directory, args):
     """What of a call's cost is the machine's and the libraries'."""
     import install
 
-    install.floor()
+    install.plain()
     with running() as start:
         backend = start(nginx(directory, free_port())).port
         found = [
             Target("HAProxy, checking", start(proxies.haproxy(directory, backend))),
             Target("nginx, passing through", start(proxies.nginx_passing(directory, backend))),
         ]
-        found += [Target(f"least: {name}", start(proxies.floor(directory, backend, *what)), **calls) for name, what, calls in FLOORS]
+        found += [Target(f"plain: {name}", start(proxies.plain(directory, backend, *what)), **calls) for name, what, calls in PLAIN]
         for name, size, buffer in (("4 KiB", 4096, 16384), ("64 KiB", 65536, proxies.LARGE_BUFFER)):
             found += [
                 Target(f"HAProxy, checking, {name}", start(proxies.haproxy(directory, backend, buffer=buffer)), size=size),
                 Target(f"nginx, passing through, {name}", start(proxies.nginx_passing(directory, backend)), size=size),
-                Target(f"least: HTTP, {name}", start(proxies.floor(directory, backend, "hyper")), size=size),
+                Target(f"plain: HTTP, {name}", start(proxies.plain(directory, backend, "hyper")), size=size),
             ]
         return measured(found, directory, args)
 
@@ -324,10 +324,10 @@ def records(directory, args):
 
 
 def path(directory, args):
-    """What benches/path counts, and the least of it."""
+    """What benches/path counts, and the same of a plain proxy."""
     command = [sys.executable, str(REPO / "benches/path/run.py"), "--json"]
-    counted, least = (json.loads(subprocess.run(which, check=True, stdout=subprocess.PIPE).stdout) for which in (command, [*command, "--least"]))
-    return {**counted, "least_instructions": least["instructions"], "least_allocations": least["allocations"]}
+    counted, plain_one = (json.loads(subprocess.run(which, check=True, stdout=subprocess.PIPE).stdout) for which in (command, [*command, "--plain"]))
+    return {**counted, "plain_instructions": plain_one["instructions"], "plain_allocations": plain_one["allocations"]}
 
 
 def binary(directory, args):
@@ -336,7 +336,7 @@ def binary(directory, args):
 
 PARTS = {
     "targets": targets,
-    "floor": floor,
+    "plain": plain,
     "bodies": bodies,
     "connections": connections,
     "tls": tls,

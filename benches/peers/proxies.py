@@ -5,7 +5,7 @@ import subprocess
 
 from common import BINARY, CLIENT, SECRET, Process, free_port, nginx, tikigate
 
-FLOOR = BINARY.parent / "examples/floor"
+PLAIN = BINARY.parent / "examples/plain"
 
 # Beyond a body of 64 KiB in base64, which HAProxy needs in one buffer.
 LARGE_BUFFER = 131072
@@ -119,13 +119,13 @@ def gate(directory, backend, ledger, tls=None, **more):
     return tikigate(directory, free_port(), backend, ledger, tls=tls, **more)
 
 
-def floor(directory, backend, kind, commits=0, store="log"):
-    """A proxy that does the least (benches/floor); with commits, in a file that is appended to ("log") or SQLite's ("db")."""
+def plain(directory, backend, kind, commits=0, store="log"):
+    """A plain proxy (benches/plain); with commits, in a file that is appended to ("log") or SQLite's ("db")."""
     port = free_port()
-    command = [FLOOR, kind, f"127.0.0.1:{port}", f"127.0.0.1:{backend}", SECRET]
+    command = [PLAIN, kind, f"127.0.0.1:{port}", f"127.0.0.1:{backend}", SECRET]
     if commits:
-        command += [str(commits), directory / f"floor-{port}.{store}"]
-    return Process([str(word) for word in command], port, directory / f"floor-{port}.out")
+        command += [str(commits), directory / f"plain-{port}.{store}"]
+    return Process([str(word) for word in command], port, directory / f"plain-{port}.out")
 
 
 class Certificate:

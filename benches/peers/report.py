@@ -15,10 +15,10 @@ def show(name, result, args):
     """One part."""
     if isinstance(result, list):
         print(f"\n{name}: medians of {len(result[0]['rounds'])} rounds (least-most)")
-        print(f"{'':38}" + "".join(f"{title:>20}" for _, title, _ in COLUMNS) + f"{'failures':>10}")
+        print(f"{'':46}" + "".join(f"{title:>20}" for _, title, _ in COLUMNS) + f"{'failures':>10}")
         for row in result:
             cells = "".join(cell(row[key], form).rjust(20) for key, _, form in COLUMNS)
-            print(f"{row['target']:38}{cells}{sum(figure['failures'] for figure in row['rounds']):>10}")
+            print(f"{row['target']:46}{cells}{sum(figure['failures'] for figure in row['rounds']):>10}")
     else:
         print(f"\n{name}")
         for key, value in result.items():
@@ -48,5 +48,5 @@ def show_goals(goals):
     for goal in goals:
         bound = "at least" if goal["at_least"] else "at most"
         verdict = "met" if goal["met"] else "MISSED"
-        least = "; {:,.4g} is the least here: {}".format(*goal["floor"]) if goal["floor"] else ""
-        print(f"  {verdict:7} {goal['case']}: {goal['value']:,.4g}, {bound} {goal['bound']:g}{goal['unit']}{least}")
+        plain_one = "; a plain proxy ({1}) takes {0:,.4g}".format(*goal["plain"]) if goal["plain"] else ""
+        print(f"  {verdict:7} {goal['case']}: {goal['value']:,.4g}, {bound} {goal['bound']:g}{goal['unit']}{plain_one}")

@@ -17,7 +17,7 @@ through, in the same round. Within a turn no call comes twice: a repeat would be
 The parts:
   targets      300 B bodies, 64 connections: HAProxy, nginx, nginx with njs, Envoy, and the gate with
                verify only (payload = "any", no key), IPNs and refunds with SQLite, replays, and what it refuses
-  floor        the least that such proxies can take here (benches/floor): the system calls and the hash, the same by
+  plain        what plain proxies take that only check (benches/plain): the system calls and the hash, the same by
                hyper alone, with what is durable appended to a file or in one table of SQLite, with fresh connections
   bodies       4 KiB and 64 KiB
   connections  1 and 512 at once

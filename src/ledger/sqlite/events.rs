@@ -4,7 +4,7 @@
 //! first and its latest ones; between them a line says how many are not there any more.
 
 use std::borrow::Cow;
-use std::fmt;
+use std::fmt::Write as _;
 
 use serde_json::Value;
 
@@ -82,7 +82,7 @@ fn write(to: &mut String, event: &Event) {
         by,
     } = event;
     // A text takes whatever is written to it.
-    let _ = fmt::Write::write_fmt(to, format_args!("[{},{attempt},", micros(*at)));
+    let _ = write!(to, "[{},{attempt},", micros(*at));
     push_json(to, state.as_str());
     to.push(',');
     push_json(to, cause);

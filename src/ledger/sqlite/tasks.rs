@@ -551,20 +551,19 @@ mod tests {
         };
         let day = WEEK / 7;
         let begin = SystemTime::UNIX_EPOCH + WEEK * 3000;
-        let weeks = |rule: &SubjectRule, now| weeks_about(rule, now);
         // What changed 8 days ago still counts: in the first day of a week that is two weeks back.
-        assert_eq!(weeks(&payment(day), begin), 2998..=3001);
-        assert_eq!(weeks(&payment(day), begin + day / 2), 2998..=3001);
-        assert_eq!(weeks(&payment(day), begin + day), 2999..=3001);
-        assert_eq!(weeks(&payment(day), begin + day * 6), 2999..=3001);
-        assert_eq!(weeks(&payment(WEEK), begin + day * 6), 2998..=3001);
+        assert_eq!(weeks_about(&payment(day), begin), 2998..=3001);
+        assert_eq!(weeks_about(&payment(day), begin + day / 2), 2998..=3001);
+        assert_eq!(weeks_about(&payment(day), begin + day), 2999..=3001);
+        assert_eq!(weeks_about(&payment(day), begin + day * 6), 2999..=3001);
+        assert_eq!(weeks_about(&payment(WEEK), begin + day * 6), 2998..=3001);
         let event = SubjectRule::Event {
             at: begin,
             drop_stale: true,
         };
-        assert_eq!(weeks(&event, begin + day), 2992..=3001);
+        assert_eq!(weeks_about(&event, begin + day), 2992..=3001);
         // Longer than anything is kept, or than there is time.
-        assert_eq!(weeks(&payment(WEEK * 2000), begin), 2470..=3001);
-        assert_eq!(weeks(&payment(Duration::MAX), begin), 2470..=3001);
+        assert_eq!(weeks_about(&payment(WEEK * 2000), begin), 2470..=3001);
+        assert_eq!(weeks_about(&payment(Duration::MAX), begin), 2470..=3001);
     }
 }

@@ -7,7 +7,7 @@ use rusqlite::{Connection, Row};
 
 use super::answers;
 use super::events::EventText;
-use super::rows::{self, COLUMNS, Stored, hash, place};
+use super::rows::{self, COLUMNS, Stored, hash, place, week};
 use crate::ledger::transition::Entry;
 use crate::ledger::{Event, State};
 use crate::store::sqlite::{Checked, Meta, Told};
@@ -30,7 +30,7 @@ pub fn check_records(
     let mut counts = [0; 4];
     let (mut seen, mut listed_records) = (0, 0);
     let mut select = connection.prepare(&format!(
-        "SELECT {COLUMNS}, message_hash, subject_hash FROM records ORDER BY id"
+        "SELECT {COLUMNS}, message_hash, subject_hash, subject_week FROM records ORDER BY id"
     ))?;
     let mut found = select.query(())?;
     while let Some(row) = found.next()? {
@@ -90,6 +90,10 @@ fn check(
     let subject: Option<i64> = row.get("subject_hash")?;
     if subject != entry.subject.as_ref().map(|subject| hash(&subject.id)) {
         fault("is filed under another subject");
+    }
+    let filed: Option<i64> = row.get("subject_week")?;
+    if filed != entry.subject.as_ref().map(|_| week(record.updated_at)) {
+        fault("is filed under another week than it last changed in");
     }
     if !namespaces.contains(&record.key.namespace) {
         fault("is of a namespace that has no definition");

@@ -129,10 +129,13 @@ pub(super) mod tests {
     use super::*;
     use std::sync::Mutex;
 
-    /// Does nothing, and writes down how it ended: its name, and the error if it failed.
+    /// A job's name, and its error if it failed.
+    type End = (u32, Option<String>);
+
+    /// Does nothing, and writes down how it ended.
     pub(in super::super) struct Named {
         pub(in super::super) name: u32,
-        pub(in super::super) ends: Arc<Mutex<Vec<(u32, Option<String>)>>>,
+        pub(in super::super) ends: Arc<Mutex<Vec<End>>>,
     }
 
     impl Job for Named {

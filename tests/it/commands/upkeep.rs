@@ -637,6 +637,14 @@ async fn faults_of_a_file_are_told_one_by_one() {
             "is filed under another key",
         ),
         (
+            format!("UPDATE records SET subject_hash = 1 WHERE {held}"),
+            "is filed under another subject",
+        ),
+        (
+            format!("UPDATE records SET subject_week = subject_week - 1 WHERE {held}"),
+            "is filed under another week than it last changed in",
+        ),
+        (
             format!(
                 "UPDATE records SET message = 'r-done', message_hash = \
                  (SELECT message_hash FROM records WHERE {done}) WHERE {held}"

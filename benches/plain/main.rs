@@ -1,7 +1,8 @@
-//! The least that a proxy can do which checks Tiki's signature, to know what of a call's cost is the machine's.
+//! A plain proxy that checks Tiki's signature and does nothing else, to know what of a call's cost is the machine's and
+//! the libraries'.
 //!
 //! ```text
-//! floor bare|hyper|fresh LISTEN BACKEND SECRET [COMMITS FILE]
+//! plain bare|hyper|fresh LISTEN BACKEND SECRET [COMMITS FILE]
 //! ```
 //! `bare` reads a call, checks it, writes the same bytes to a kept connection and hands the answer back: the system
 //! calls and the hash, and nothing of HTTP but where a message ends. `hyper` does the same by hyper's server and client,
@@ -11,7 +12,7 @@
 //! takes all that waits at a time. It appends to FILE and syncs it; if FILE ends with `.db`, it is one table of SQLite, whose
 //! rows are found by the hash of the call's signature: inserted first, and given their answer by the second commit.
 //!
-//! For one trusted load only: no limits, no deadlines, no log, no metrics. `benches/peers/run.py --only floor` runs it.
+//! For one trusted load only: no limits, no deadlines, no log, no metrics. `benches/peers/run.py --only plain` runs it.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -41,7 +42,7 @@ const REFUSED: &[u8] = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [kind, listen, backend, secret, rest @ ..] = &arguments[..] else {
-        anyhow::bail!("usage: floor bare|hyper|fresh LISTEN BACKEND SECRET [COMMITS FILE]");
+        anyhow::bail!("usage: plain bare|hyper|fresh LISTEN BACKEND SECRET [COMMITS FILE]");
     };
     let (commits, log) = match rest {
         [] => (0, None),
