@@ -49,17 +49,14 @@ class Filled:
         if missing <= 0:
             return
         database = open_alone(self.database)
-        template, answer = newest(database)
+        template = newest(database)
         first = database.execute("SELECT next_record FROM meta").fetchone()[0]
         began = time.time()
-        rows = Rows(template, answer, first, missing)
+        rows = Rows(template, first, missing)
         for start in range(first, first + missing, CHUNK):
             end = min(start + CHUNK, first + missing)
             database.execute("BEGIN")
-            made = [rows.row(record) for record in range(start, end)]
-            database.executemany(insert("records", template), made)
-            # In the order that they were done in, as the gate does it.
-            database.executemany(insert("answers", answer), map(rows.answer, made))
+            database.executemany(insert("records", template), map(rows.row, range(start, end)))
             database.execute("UPDATE meta SET done = done + ?, next_record = ?", (end - start, end))
             database.execute("COMMIT")
             if (end - first) % 1_000_000 == 0:
@@ -99,7 +96,7 @@ class Filled:
 class Rows:
     """Rows like a template's, each with a number of its own."""
 
-    def __init__(self, template, answer, first, count):
+    def __init__(self, template, first, count):
         self.columns = list(template)
         self.template = list(template.values())
         self.place = {name: place for place, name in enumerate(template)}
@@ -111,9 +108,6 @@ class Rows:
         self.texts = [self.place[name] for name in ("fields", "subject") if template[name] is not None]
         assert self.fingerprint(self.old) == template["fingerprint"], "the gate's fingerprints have changed"
         assert first_bytes(template["message"]) == template["message_hash"], "the gate's hashes have changed"
-        self.answer_template = list(answer.values())
-        self.answer_place = {name: place for place, name in enumerate(answer)}
-        assert self.check(self.template) == answer["key_check"], "the gate's key checks have changed"
 
     def row(self, record):
         number = str(FIRST + record)
@@ -135,19 +129,6 @@ class Rows:
             row[place["subject_hash"]] = first_bytes(row[place["subject"]])
         return row
 
-    def answer(self, row):
-        """The answer of a record's row."""
-        answer = self.answer_template.copy()
-        for name in ("id", "message_hash", "fingerprint"):
-            answer[self.answer_place[name]] = row[self.place[name]]
-        answer[self.answer_place["key_check"]] = self.check(row)
-        return answer
-
-    def check(self, row):
-        """As in src/ledger/sqlite/answers.rs."""
-        parts = [row[self.place[name]].encode() for name in ("namespace", "client", "message")]
-        return hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).digest()[:16]
-
     @staticmethod
     def fingerprint(number):
         """As in src/tiki/key.rs, of the calls that common.request makes."""
@@ -162,12 +143,11 @@ def first_bytes(text):
 
 
 def newest(database):
-    """The row that the others are copies of, and that of its answer."""
+    """The row that the others are copies of."""
     database.row_factory = sqlite3.Row
-    row = database.execute("SELECT * FROM records WHERE listed = 1 ORDER BY id DESC LIMIT 1").fetchone()
-    answer = database.execute("SELECT * FROM answers WHERE id = ?", (row["id"],)).fetchone()
+    row = database.execute("SELECT * FROM records WHERE state = 'done' ORDER BY id DESC LIMIT 1").fetchone()
     database.row_factory = None
-    return dict(row), dict(answer)
+    return dict(row)
 
 
 def insert(table, row):

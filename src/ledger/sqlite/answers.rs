@@ -1,5 +1,8 @@
-//! The answers of done records, by their message's hash: what a replay is answered from, without its
-//! record. They follow the records, and are never changed by themselves.
+//! What a claim is to the record of its key, without reading all of that.
+//!
+//! Programs of before listed the answers of done records in a table of their own, by their message's hash.
+//! Nothing is listed any more: of each message its hash alone goes to a random page, 200 of them to one,
+//! where of the answers there were 25. What is listed in a file counts until its record changes or is forgotten.
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -14,107 +17,121 @@ use crate::store::sqlite::Batch;
 /// With the 8 bytes of the message's hash, no two keys are alike.
 type KeyCheck = [u8; 16];
 
-/// What the list says of a claim's key.
-pub(super) enum Listed {
-    /// Nothing: a record of it, if there is one, is not listed.
-    Nowhere,
+/// What the file says of a claim's key.
+pub(super) enum Found {
+    /// No record has it.
+    Nothing,
     /// This is the key's record, which has to be looked at itself.
     Record(RecordId),
     /// All that the claim gets.
     Outcome(ClaimOutcome),
 }
 
+/// The columns of an answer, here and there.
+macro_rules! columns {
+    (answers) => {
+        "id, fingerprint, policy, keep, status, headers, body"
+    };
+    (records) => {
+        "id, fingerprint, policy, keep, answer_status, answer_headers, answer_body"
+    };
+}
+
+const LISTED: &str = concat!(
+    "SELECT ",
+    columns!(answers),
+    " FROM answers WHERE message_hash = ?1 AND key_check = ?2"
+);
+
+const BY_KEY: &str = concat!(
+    "SELECT ",
+    columns!(records),
+    ", state FROM records \
+     WHERE message_hash = ?1 AND message = ?2 AND client = ?3 AND namespace = ?4 AND listed IS NULL",
+);
+
 /// Looks for a claim's key, whose message has this hash.
 pub(super) fn find(
     batch: &mut Batch<'_>,
     claim: &Claim,
     message_hash: i64,
-) -> rusqlite::Result<Listed> {
-    let select = batch.statement(
-        "SELECT id, key_check, fingerprint, policy, keep, status, headers, body FROM answers \
-         WHERE message_hash = ?1",
-    )?;
-    let found = select.query_row([message_hash], |row| listed(row, claim));
-    Ok(found.optional()?.unwrap_or(Listed::Nowhere))
-}
-
-fn listed(row: &Row<'_>, claim: &Claim) -> rusqlite::Result<Listed> {
-    if row.get_ref(1)?.as_blob()? != key_check(&claim.key) {
-        return Ok(Listed::Nowhere);
+    any_listed: bool,
+) -> rusqlite::Result<Found> {
+    let key = &claim.key;
+    if any_listed {
+        let select = batch.statement(LISTED)?;
+        let found = select.query_row(params![message_hash, key_check(key)], |row| {
+            found(row, claim, State::Done)
+        });
+        if let Some(found) = found.optional()? {
+            return Ok(found);
+        }
     }
-    let id = RecordId(row.get::<_, i64>(0)?.cast_unsigned());
-    // What can't be read is told of the record itself.
-    Ok(outcome(row, claim, id).unwrap_or(Listed::Record(id)))
+    let select = batch.statement(BY_KEY)?;
+    let found = select.query_row(
+        params![message_hash, &*key.message, &*key.client, &*key.namespace],
+        |row| {
+            let state = row.get_ref(7)?.as_str().unwrap_or_default().parse();
+            found(row, claim, state.unwrap_or(State::Unknown))
+        },
+    );
+    Ok(found.optional()?.unwrap_or(Found::Nothing))
 }
 
-/// What the record's claim gets.
-fn outcome(row: &Row<'_>, claim: &Claim, id: RecordId) -> rusqlite::Result<Listed> {
-    if row.get_ref(2)?.as_blob()? != claim.fingerprint.0 {
-        return Ok(Listed::Outcome(ClaimOutcome::Conflict(id)));
+/// Whether a program of before has listed answers that still count.
+pub(super) fn any_listed(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("SELECT EXISTS (SELECT 1 FROM answers)", (), |row| {
+        row.get(0)
+    })
+}
+
+fn found(row: &Row<'_>, claim: &Claim, state: State) -> rusqlite::Result<Found> {
+    let id = RecordId(row.get::<_, i64>(0)?.cast_unsigned());
+    if state != State::Done {
+        return Ok(Found::Record(id));
+    }
+    // What can't be read is told of the record itself.
+    Ok(outcome(row, claim, id).unwrap_or(Found::Record(id)))
+}
+
+/// What a claim gets of the done record of its key.
+fn outcome(row: &Row<'_>, claim: &Claim, id: RecordId) -> rusqlite::Result<Found> {
+    if row.get_ref(1)?.as_blob()? != claim.fingerprint.0 {
+        return Ok(Found::Outcome(ClaimOutcome::Conflict(id)));
     }
     // The claim changes the record.
-    let stricter = claim.policy == Policy::Hold && row.get_ref(3)?.as_str()? != "hold";
-    if stricter || micros_of(claim.keep) > row.get::<_, i64>(4)? {
-        return Ok(Listed::Record(id));
+    let stricter = claim.policy == Policy::Hold && row.get_ref(2)?.as_str()? != "hold";
+    if stricter || micros_of(claim.keep) > row.get::<_, i64>(3)? {
+        return Ok(Found::Record(id));
     }
-    let status = u16::try_from(row.get::<_, i64>(5)?).ok();
+    let status = u16::try_from(row.get::<_, i64>(4)?).ok();
     let status = status.and_then(|status| StatusCode::from_u16(status).ok());
-    let headers = match row.get_ref(6)?.as_str_or_null()? {
+    let headers = match row.get_ref(5)?.as_str_or_null()? {
         Some(text) => headers_of(text),
         None => Some(Vec::new()),
     };
     let (Some(status), Some(headers)) = (status, headers) else {
-        return Ok(Listed::Record(id));
+        return Ok(Found::Record(id));
     };
-    let body = row.get_ref(7)?.as_blob_or_null()?.unwrap_or_default();
+    let body = row.get_ref(6)?.as_blob_or_null()?.unwrap_or_default();
     let answer = KeptAnswer {
         status,
         headers,
         body: Bytes::copy_from_slice(body),
     };
-    Ok(Listed::Outcome(ClaimOutcome::Done(id, answer)))
+    Ok(Found::Outcome(ClaimOutcome::Done(id, answer)))
 }
 
-/// Lists a record's answer, takes it off the list, or lists it anew, as its state wants; `true` if it is
-/// listed now and wasn't, or the other way round. To be called before the record is written.
-pub(super) fn follow(batch: &mut Batch<'_>, stored: &mut Stored) -> rusqlite::Result<bool> {
-    let record = &stored.entry.record;
-    let wanted = record.state == State::Done && record.answer.is_some();
-    if !wanted && !stored.listed {
+/// Takes the answer of a record that changes off the list; `true` if it was there. To be called before the
+/// record is written.
+pub(super) fn unlist(batch: &mut Batch<'_>, stored: &mut Stored) -> rusqlite::Result<bool> {
+    if !std::mem::take(&mut stored.listed) {
         return Ok(false);
     }
-    let was_listed = stored.listed;
-    if was_listed {
-        let delete = batch.statement("DELETE FROM answers WHERE message_hash = ?1 AND id = ?2")?;
-        delete.execute(params![stored.message_hash, record.id.0.cast_signed()])?;
-    }
-    stored.listed = wanted && insert(batch, stored)?;
-    Ok(stored.listed != was_listed)
-}
-
-/// Lists an answer; `false` where another record's has its place.
-fn insert(batch: &mut Batch<'_>, stored: &Stored) -> rusqlite::Result<bool> {
-    let record = &stored.entry.record;
-    let Some(answer) = &record.answer else {
-        return Ok(false);
-    };
-    let insert = batch.statement(
-        "INSERT OR IGNORE INTO answers \
-         (message_hash, id, key_check, fingerprint, policy, keep, status, headers, body) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-    )?;
-    let inserted = insert.execute(params![
-        stored.message_hash,
-        record.id.0.cast_signed(),
-        key_check(&record.key),
-        record.fingerprint.0,
-        policy_word(record.policy),
-        keep_micros(&stored.entry),
-        answer.status.as_u16(),
-        answer_headers(record),
-        &*answer.body,
-    ])?;
-    Ok(inserted == 1)
+    let delete = batch.statement("DELETE FROM answers WHERE message_hash = ?1 AND id = ?2")?;
+    let id = stored.entry.record.id.0.cast_signed();
+    delete.execute(params![stored.message_hash, id])?;
+    Ok(true)
 }
 
 /// What is wrong with a record's place on the list, or off it.
@@ -150,7 +167,7 @@ pub(super) fn faults(connection: &Connection, stored: &Stored) -> rusqlite::Resu
     })
 }
 
-fn key_check(key: &Key) -> KeyCheck {
+pub(super) fn key_check(key: &Key) -> KeyCheck {
     let mut digest = Sha256::new();
     for part in [&key.namespace, &key.client, &key.message] {
         digest.update((part.len() as u64).to_be_bytes());

@@ -10,7 +10,9 @@ use smallvec::SmallVec;
 
 use crate::ledger::transition::{self, Entry};
 use crate::ledger::{Fence, PermitError, RecordId, State};
+use crate::store::sqlite::Batch;
 
+use super::answers;
 use super::rows::Stored;
 
 /// Rows that are kept at most: more than there are calls in flight, unless something goes wrong. A row
@@ -37,6 +39,8 @@ struct Rows {
     /// The [`crate::store::sqlite::Batch::opening`] that they are of.
     opening: u64,
     rows: HashMap<RecordId, Stored, RandomState>,
+    /// [`answers::any_listed`], if that was asked. Once there are none, none will be.
+    any_listed: Option<bool>,
 }
 
 /// What a task made of a claim: counts once its batch is committed.
@@ -108,11 +112,23 @@ impl LiveClaims {
         self.rows(opening).rows.remove(&id)
     }
 
+    /// Whether a program of before has listed answers in the file.
+    pub(super) fn any_listed(&self, batch: &Batch<'_>) -> rusqlite::Result<bool> {
+        let mut kept = self.rows(batch.opening);
+        if let Some(known) = kept.any_listed {
+            return Ok(known);
+        }
+        let any = answers::any_listed(batch.connection)?;
+        kept.any_listed = Some(any);
+        Ok(any)
+    }
+
     /// What was kept before the file was opened anew may not be what is in it.
     fn rows(&self, opening: u64) -> MutexGuard<'_, Rows> {
         let mut kept = lock(&self.rows);
         if kept.opening != opening {
             kept.rows.clear();
+            kept.any_listed = None;
             kept.opening = opening;
         }
         kept

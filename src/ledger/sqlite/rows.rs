@@ -37,13 +37,6 @@ macro_rules! columns {
             " FROM records WHERE id = ?1",
         );
 
-        /// The record of a message's hash, text, client and namespace whose answer is not listed.
-        pub(super) const BY_KEY: &str = concat!(
-            "SELECT ", stringify!($first), $(", ", stringify!($name)),+,
-            " FROM records WHERE message_hash = ?1 AND message = ?2 AND client = ?3 AND namespace = ?4 \
-             AND listed IS NULL",
-        );
-
         /// The newest records of a week about a subject, by the subject's hash and text, and its client
         /// and namespace.
         pub(super) const BY_SUBJECT: &str = concat!(
@@ -83,7 +76,7 @@ pub(super) struct Stored {
     pub(super) message_hash: i64,
     /// The week that its subject is filed under.
     filed: i64,
-    /// Its answer is among those that are found by their message's hash: see [`super::answers`].
+    /// A program of before has listed its answer: see [`super::answers`].
     pub(super) listed: bool,
 }
 
@@ -318,13 +311,12 @@ pub(super) fn insert(
     stored: &mut Stored,
     subject_hash: Option<i64>,
 ) -> rusqlite::Result<()> {
-    answers::follow(batch, stored)?;
     let Stored {
         entry,
         events,
         message_hash,
         filed,
-        listed,
+        ..
     } = stored;
     let record = &entry.record;
     let subject = entry.subject.as_ref();
@@ -332,12 +324,12 @@ pub(super) fn insert(
         "INSERT INTO records (id, message_hash, namespace, client, message, fingerprint, state, \
          attempt, version, owner, policy, route, created_at, updated_at, may_run_until, expires_at, \
          keep, generation, marks, fields, subject, subject_rule, subject_week, subject_hash, \
-         answer_status, answer_headers, answer_body, request_headers, request_body, events, listed) \
+         answer_status, answer_headers, answer_body, request_headers, request_body, events) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, \
          ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, \
          ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, \
          ?24, ?25, ?26, ?27, ?28, \
-         ?29, ?30, ?31)",
+         ?29, ?30)",
     )?;
     insert.execute(params![
         record.id.0.cast_signed(),
@@ -373,7 +365,6 @@ pub(super) fn insert(
             .map(|request| headers_text(&request.headers)),
         entry.request.as_ref().map(|request| &*request.body),
         events.as_str(),
-        listed.then_some(1),
     ])?;
     Ok(())
 }
@@ -396,7 +387,6 @@ macro_rules! update {
 }
 
 const UPDATE: &str = update!("");
-const UPDATE_LISTED: &str = update!(", listed = 1");
 const UPDATE_UNLISTED: &str = update!(", listed = NULL");
 
 /// Writes what may have changed of a record.
@@ -404,21 +394,16 @@ const UPDATE_UNLISTED: &str = update!(", listed = NULL");
 /// # Errors
 /// SQLite's; and where the record isn't there.
 pub(super) fn update(batch: &mut Batch<'_>, stored: &mut Stored) -> rusqlite::Result<()> {
-    let relisted = answers::follow(batch, stored)?;
+    let unlisted = answers::unlist(batch, stored)?;
     let Stored {
         entry,
         events,
         filed,
-        listed,
         ..
     } = stored;
     let record = &entry.record;
     // Named where it doesn't change, its index would be written anew every time.
-    let update = batch.statement(match (relisted, *listed) {
-        (false, _) => UPDATE,
-        (true, true) => UPDATE_LISTED,
-        (true, false) => UPDATE_UNLISTED,
-    })?;
+    let update = batch.statement(if unlisted { UPDATE_UNLISTED } else { UPDATE })?;
     let updated = update.execute(params![
         record.id.0.cast_signed(),
         record.state.as_str(),

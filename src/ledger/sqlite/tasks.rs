@@ -14,7 +14,7 @@ use crate::ledger::{
 };
 use crate::store::sqlite::{Batch, Job, StoreError};
 
-use super::answers::{self, Listed};
+use super::answers::{self, Found};
 use super::failed;
 use super::live::{AllTouched, LiveClaims, Touched};
 use super::rows::{self, Stored, Unreadable, hash, place, week};
@@ -299,9 +299,10 @@ impl<'b, 'c> Scope<'b, 'c> {
     fn claim(&mut self, claim: Claim) -> Sql<Result<ClaimOutcome, LedgerError>> {
         let message_hash = hash(&claim.key.message);
         let subject_hash = claim.subject.as_ref().map(|subject| hash(&subject.id));
-        let known = match answers::find(self.batch, &claim, message_hash)? {
-            Listed::Outcome(outcome) => return Ok(Ok(outcome)),
-            Listed::Record(id) => match self.stored(id)? {
+        let any_listed = self.live.any_listed(self.batch)?;
+        let known = match answers::find(self.batch, &claim, message_hash, any_listed)? {
+            Found::Outcome(outcome) => return Ok(Ok(outcome)),
+            Found::Record(id) => match self.stored(id)? {
                 // Not to be taken for a message that never came.
                 Ok(None) => {
                     let text = format!("the answer of {id} is listed, and its record is gone");
@@ -309,7 +310,7 @@ impl<'b, 'c> Scope<'b, 'c> {
                 }
                 stored => stored,
             },
-            Listed::Nowhere => self.find(&claim, message_hash)?,
+            Found::Nothing => Ok(None),
         };
         let known = match known {
             Ok(known) => known,
@@ -336,21 +337,6 @@ impl<'b, 'c> Scope<'b, 'c> {
         self.batch.meta.counts[place(stored.entry.record.state)] += 1;
         self.written(stored);
         Ok(Ok(step.reply))
-    }
-
-    /// The record of a claim's key that is not listed among the answers.
-    fn find(
-        &mut self,
-        claim: &Claim,
-        message_hash: i64,
-    ) -> Sql<Result<Option<Stored>, Unreadable>> {
-        let select = self.batch.statement(rows::BY_KEY)?;
-        let key = &claim.key;
-        let found = select.query_row(
-            params![message_hash, &*key.message, &*key.client, &*key.namespace],
-            |row| Ok(rows::read(row)),
-        );
-        Ok(found.optional()?.transpose())
     }
 
     /// What other records say about the claim's subject.

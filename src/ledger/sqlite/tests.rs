@@ -11,7 +11,7 @@ use super::*;
 use crate::ledger::conformance::{
     End, Fixture, Reopened, durable_suite, payment, refund, settlement_of, success, suite,
 };
-use crate::ledger::{ClaimOutcome, LedgerError, State};
+use crate::ledger::{ClaimOutcome, Key, LedgerError, State};
 use crate::store::sqlite::Options;
 
 fn options(directory: &Path) -> Options {
@@ -145,6 +145,22 @@ fn keys(connection: &rusqlite::Connection, sql: &str) -> Vec<String> {
     keys.map(Result::unwrap).collect()
 }
 
+/// Lists a done record's answer as programs of before did.
+fn list_as_before(connection: &rusqlite::Connection, id: RecordId, key: &Key) {
+    let listed = connection.execute(
+        "INSERT INTO answers (message_hash, id, key_check, fingerprint, policy, keep, status, headers, body)
+         SELECT message_hash, id, ?2, fingerprint, policy, keep, answer_status, answer_headers, answer_body
+         FROM records WHERE id = ?1 AND state = 'done'",
+        rusqlite::params![id.0.cast_signed(), answers::key_check(key)],
+    );
+    assert_eq!(listed, Ok(1));
+    let marked = connection.execute(
+        "UPDATE records SET listed = 1 WHERE id = ?1",
+        [id.0.cast_signed()],
+    );
+    assert_eq!(marked, Ok(1));
+}
+
 /// What is listed is nobody else's, and what isn't is found all the same: another client's message of the
 /// same name.
 #[tokio::test]
@@ -162,36 +178,38 @@ async fn a_done_record_is_found_whether_its_answer_is_listed_or_not() {
         ClaimOutcome::Granted(fence, _) => fence,
         other => panic!("not granted: {other:?}"),
     };
-    // The first has the message's place on the list; the second is as good without one.
-    for (client, body) in [("a", "of a"), ("b", "of b")] {
+    for (client, body) in [("a", "of a"), ("b", "of b"), ("c", "of c")] {
         let fence = granted(client).await;
         let settled = ledger.settle(fence, settlement_of(200, body)).await;
         assert_eq!(settled, Ok(Settled::Recorded(State::Done)));
     }
+    ledger.close().await;
+    let look = rusqlite::Connection::open(options(directory.path()).path).unwrap();
+    look.busy_timeout(Duration::from_secs(10)).unwrap();
+    // One message has one place on the list, and whoever comes second is as good without.
+    list_as_before(&look, RecordId(1), &of("a").key);
+    let (ledger, _) = open_in(directory.path(), &clock).await;
     let answered = async |client: &str| match ledger.claim(of(client)).await.unwrap() {
         ClaimOutcome::Done(_, answer) => String::from_utf8(answer.body.to_vec()).unwrap(),
         other => panic!("not done: {other:?}"),
     };
-    let look = rusqlite::Connection::open(options(directory.path()).path).unwrap();
-    look.busy_timeout(Duration::from_secs(10)).unwrap();
     let listed = "SELECT client FROM records WHERE listed = 1";
     assert_eq!(keys(&look, listed), ["a"]);
-    assert_eq!(
-        (answered("a").await, answered("b").await),
-        ("of a".into(), "of b".into())
-    );
-    let mut other = of("b");
-    other.fingerprint.0[0] ^= 1;
-    assert!(matches!(
-        ledger.claim(other).await,
-        Ok(ClaimOutcome::Conflict(_))
-    ));
-    let both = Filter {
+    for client in ["a", "b", "c"] {
+        assert_eq!(answered(client).await, format!("of {client}"));
+        let mut other = of(client);
+        other.fingerprint.0[0] ^= 1;
+        assert!(matches!(
+            ledger.claim(other).await,
+            Ok(ClaimOutcome::Conflict(_))
+        ));
+    }
+    let all = Filter {
         key: Some("r-1".to_owned()),
         limit: 10,
         ..Filter::default()
     };
-    assert_eq!(ledger.list(both.clone()).await.unwrap().records.len(), 2);
+    assert_eq!(ledger.list(all.clone()).await.unwrap().records.len(), 3);
 
     // What is forgotten leaves the list with its record, and nobody else does.
     let mut longer = of("b");
@@ -201,14 +219,64 @@ async fn a_done_record_is_found_whether_its_answer_is_listed_or_not() {
         Ok(ClaimOutcome::Done(..))
     ));
     hands.advance(longer.keep * 3 / 4);
-    assert_eq!(ledger.sweep(100).await, Ok(1));
+    assert_eq!(ledger.sweep(100).await, Ok(2));
     assert!(keys(&look, "SELECT CAST(body AS TEXT) FROM answers").is_empty());
     assert_eq!(answered("b").await, "of b");
     assert!(matches!(
         ledger.claim(of("a")).await,
         Ok(ClaimOutcome::Granted(..))
     ));
-    assert_eq!(ledger.list(both).await.unwrap().records.len(), 2);
+    assert_eq!(ledger.list(all).await.unwrap().records.len(), 2);
+}
+
+/// What is listed is what the record was: it leaves the list when the record changes.
+#[tokio::test]
+async fn a_listed_record_that_changes_is_found_as_it_is_now() {
+    let directory = quick_directory();
+    let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
+    let (clock, _hands) = Clock::manual(start);
+    let mut fences = Vec::new();
+    {
+        let (ledger, _) = open_in(directory.path(), &clock).await;
+        for message in ["r-1", "r-2"] {
+            let Ok(ClaimOutcome::Granted(fence, _)) = ledger.claim(refund(message)).await else {
+                panic!("not granted");
+            };
+            ledger.settle(fence, success()).await.unwrap();
+            fences.push(fence);
+        }
+        ledger.close().await;
+    }
+    let look = rusqlite::Connection::open(options(directory.path()).path).unwrap();
+    look.busy_timeout(Duration::from_secs(10)).unwrap();
+    list_as_before(&look, fences[0].record, &refund("r-1").key);
+    list_as_before(&look, fences[1].record, &refund("r-2").key);
+    let (ledger, _) = open_in(directory.path(), &clock).await;
+    let listed = "SELECT message FROM records WHERE listed = 1 AND id IN (SELECT id FROM answers)";
+    assert_eq!(keys(&look, listed), ["r-1", "r-2"]);
+
+    let mut longer = refund("r-1");
+    longer.keep *= 2;
+    for _ in 0..2 {
+        assert!(matches!(
+            ledger.claim(longer.clone()).await,
+            Ok(ClaimOutcome::Done(id, _)) if id == fences[0].record
+        ));
+        assert_eq!(keys(&look, listed), ["r-2"]);
+    }
+    // What is noted of a late answer changes the record, and not what it answers.
+    let record = ledger.get(fences[1].record).await.unwrap().unwrap();
+    let late = Fence {
+        attempt: record.attempt - 1,
+        ..fences[1]
+    };
+    let settled = ledger.settle(late, success()).await.unwrap();
+    assert!(keys(&look, listed).is_empty(), "{settled:?}");
+    assert!(matches!(
+        ledger.claim(refund("r-2")).await,
+        Ok(ClaimOutcome::Done(id, _)) if id == fences[1].record
+    ));
+    assert_eq!(keys(&look, "SELECT CAST(id AS TEXT) FROM answers"), [""; 0]);
 }
 
 /// A file that somebody wrote to: what is listed came once, though its record is not there.
@@ -222,8 +290,11 @@ async fn a_listed_message_without_its_record_is_not_taken_for_a_new_one() {
         panic!("not granted");
     };
     ledger.settle(fence, success()).await.unwrap();
+    ledger.close().await;
     let connection = rusqlite::Connection::open(options(directory.path()).path).unwrap();
     connection.busy_timeout(Duration::from_secs(10)).unwrap();
+    list_as_before(&connection, fence.record, &refund("r-1").key);
+    let (ledger, _) = open_in(directory.path(), &clock).await;
     connection
         .execute_batch("DROP TRIGGER answers_forgotten; DELETE FROM records")
         .unwrap();
@@ -263,9 +334,4 @@ async fn a_row_is_filed_under_the_hashes_of_its_message_and_its_payment() {
     let rows = select.query_map((), |row| Ok((row.get(0)?, row.get(1)?)));
     let rows: Vec<(i64, Option<i64>)> = rows.unwrap().map(Result::unwrap).collect();
     assert_eq!(rows, [(HASH_R1, None), (HASH_R2, Some(HASH_T7))]);
-    let listed = keys(
-        &connection,
-        "SELECT CAST(message_hash AS TEXT) FROM answers ORDER BY id",
-    );
-    assert_eq!(listed, [HASH_R1.to_string(), HASH_R2.to_string()]);
 }

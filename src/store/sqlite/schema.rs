@@ -72,13 +72,13 @@ const SECOND: &str = "ALTER TABLE meta ADD COLUMN revision INTEGER NOT NULL DEFA
 
 /// Times are microseconds since 1970 in UTC; hashes are the first 8 bytes of SHA-256.
 ///
-/// What carries the weight at ten million records: keys go to random places of one table or index of
-/// 8-byte hashes alone. All other indexes grow at their end (by time) or are small (what isn't done).
+/// What carries the weight at ten million records: of each, two hashes go to random places, of indexes that
+/// hold 8-byte hashes alone, some 200 to a page. All other indexes grow at their end (by time) or are small (what
+/// isn't done).
 ///
-/// Most records are done, and of those only the answer is wanted again: it lies under the message's hash
-/// with what has to be compared before it is given, so that a replay reads one page at random where an
-/// index and the record would be two. A record whose answer is listed is in no other index by message;
-/// one whose hash another record has stays in it, as does everything that isn't done.
+/// `answers` is what programs of before answered repeats from: each answer went to a random place there, 25 to a
+/// page. What such a program has listed, or lists when it is put back, counts (`listed`, which leaves the record out
+/// of the index by message) until the record changes or is forgotten. Nothing else goes there.
 ///
 /// For a list of more than two words SQLite makes a table of its own with each row that it checks.
 const FIRST: &str = "

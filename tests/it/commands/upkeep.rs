@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rusqlite::Connection;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use super::{Ended, Running, command, post, run, setup, tikigate, token_file, until};
 use crate::support::backend::{Answer, Backend, Behaviour};
@@ -583,6 +584,28 @@ async fn a_file_is_changed_only_with_its_watermark() {
     assert!(told.contains("in the gate's memory"), "{told}");
 }
 
+/// What lists the answer of a file's done record, as programs before this one did.
+fn listing(path: &Path) -> String {
+    let file = Connection::open(path).unwrap();
+    let key = "SELECT namespace, client, message FROM records WHERE state = 'done'";
+    let mut digest = Sha256::new();
+    file.query_row(key, (), |row| {
+        for column in 0..3 {
+            let part: String = row.get(column)?;
+            digest.update((part.len() as u64).to_be_bytes());
+            digest.update(part);
+        }
+        Ok(())
+    })
+    .unwrap();
+    let check = base16ct::lower::encode_string(&digest.finalize()[..16]);
+    format!(
+        "INSERT INTO answers SELECT message_hash, id, x'{check}', fingerprint, policy, keep, \
+         answer_status, answer_headers, answer_body FROM records WHERE state = 'done'; \
+         UPDATE records SET listed = 1 WHERE state = 'done';"
+    )
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn faults_of_a_file_are_told_one_by_one() {
     let (_backend, _, mut gate) = two_refunds().await;
@@ -595,6 +618,12 @@ async fn faults_of_a_file_are_told_one_by_one() {
 
     let done = "id = (SELECT id FROM records WHERE state = 'done')";
     let held = "id = (SELECT id FROM records WHERE state = 'unknown')";
+    // As the previous version left a file.
+    let listed = listing(&path);
+    let file = Connection::open(&path).unwrap();
+    file.execute_batch(&listed).unwrap();
+    drop(file);
+    ledger(&gate.setup, &["verify", text(&path)]).worked();
     for (damage, complaint) in [
         (
             format!("UPDATE records SET answer_status = NULL WHERE {done}"),
@@ -646,38 +675,39 @@ async fn faults_of_a_file_are_told_one_by_one() {
         ),
         (
             format!(
-                "UPDATE records SET message = 'r-done', message_hash = \
+                "{listed} UPDATE records SET message = 'r-done', message_hash = \
                  (SELECT message_hash FROM records WHERE {done}) WHERE {held}"
             ),
             "rec-2 and rec-1 have the same key",
         ),
         (
             format!(
-                "UPDATE records SET message = 'r-1', message_hash = 1, listed = NULL; \
-                 DELETE FROM answers; UPDATE records SET answer_status = NULL WHERE {done}"
+                "UPDATE records SET message = 'r-1', message_hash = 1; \
+                 UPDATE records SET answer_status = NULL WHERE {done}"
             ),
             "rec-1 and rec-2 have the same key",
         ),
         (
-            "UPDATE answers SET body = x'00'".to_owned(),
+            format!("{listed} UPDATE answers SET body = x'00'"),
             "rec-1 would not be answered with its own answer",
         ),
         (
-            "UPDATE answers SET fingerprint = zeroblob(32)".to_owned(),
+            format!("{listed} UPDATE answers SET fingerprint = zeroblob(32)"),
             "rec-1 would not be answered with its own answer",
         ),
         (
-            "DELETE FROM answers".to_owned(),
+            format!("{listed} DELETE FROM answers"),
             "rec-1 would not be answered with its own answer",
         ),
         (
-            format!("UPDATE records SET state = 'released' WHERE {done}"),
+            format!("{listed} UPDATE records SET state = 'released' WHERE {done}"),
             "is not done and its answer is listed",
         ),
         (
-            "INSERT INTO answers SELECT 7, 7, key_check, fingerprint, policy, keep, status, headers, body \
-             FROM answers"
-                .to_owned(),
+            format!(
+                "{listed} INSERT INTO answers \
+                 SELECT 7, 7, key_check, fingerprint, policy, keep, status, headers, body FROM answers"
+            ),
             "there are 2, and 1 records have theirs there",
         ),
         (
