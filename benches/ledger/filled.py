@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import sys
 import time
 
 DAY = 86_400 * 10**6
@@ -147,6 +148,8 @@ def newest(database):
     database.row_factory = sqlite3.Row
     row = database.execute("SELECT * FROM records WHERE state = 'done' ORDER BY id DESC LIMIT 1").fetchone()
     database.row_factory = None
+    if row["listed"] or database.execute("SELECT EXISTS (SELECT 1 FROM answers)").fetchone()[0]:
+        sys.exit("the filled file is of a version that listed answers: let this one make it anew, in another folder")
     return dict(row)
 
 

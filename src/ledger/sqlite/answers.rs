@@ -46,7 +46,7 @@ const LISTED: &str = concat!(
 const BY_KEY: &str = concat!(
     "SELECT ",
     columns!(records),
-    ", state FROM records \
+    ", state FROM records INDEXED BY records_by_message \
      WHERE message_hash = ?1 AND message = ?2 AND client = ?3 AND namespace = ?4 AND listed IS NULL",
 );
 

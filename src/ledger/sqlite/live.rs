@@ -1,5 +1,5 @@
-//! The claims that this process holds, in memory: what a permit is answered from, and the rows that a
-//! settlement is about to change.
+//! What this process knows of the file without it: the claims that it holds, from which a permit is answered,
+//! the rows that a settlement is about to change, and whether any answers are listed.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -39,7 +39,7 @@ struct Rows {
     /// The [`crate::store::sqlite::Batch::opening`] that they are of.
     opening: u64,
     rows: HashMap<RecordId, Stored, RandomState>,
-    /// [`answers::any_listed`], if that was asked. Once there are none, none will be.
+    /// [`answers::any_listed`], if that was asked since records were forgotten.
     any_listed: Option<bool>,
 }
 
@@ -110,6 +110,11 @@ impl LiveClaims {
     /// Takes a claim's row out, if it is kept.
     pub(super) fn take_row(&self, opening: u64, id: RecordId) -> Option<Stored> {
         self.rows(opening).rows.remove(&id)
+    }
+
+    /// Some records were forgotten, and what was listed of them with them.
+    pub(super) fn forgot_some(&self, opening: u64) {
+        self.rows(opening).any_listed = None;
     }
 
     /// Whether a program of before has listed answers in the file.

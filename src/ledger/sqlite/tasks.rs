@@ -445,6 +445,8 @@ impl<'b, 'c> Scope<'b, 'c> {
             counts[place(before)] = counts[place(before)].saturating_sub(1);
             counts[place(stored.entry.record.state)] += 1;
             self.written(stored);
+        } else {
+            self.live.keep_row(self.batch.opening, stored);
         }
         Ok(reply)
     }
@@ -470,6 +472,7 @@ impl<'b, 'c> Scope<'b, 'c> {
         let done = &mut self.batch.meta.counts[place(State::Done)];
         *done = done.saturating_sub(forgotten);
         let free: i64 = connection.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
+        self.live.forgot_some(self.batch.opening);
         if free >= FREE_PAGES {
             connection.execute_batch(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
         }

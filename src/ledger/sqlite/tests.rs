@@ -9,9 +9,10 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::ledger::conformance::{
-    End, Fixture, Reopened, durable_suite, payment, refund, settlement_of, success, suite,
+    End, Fixture, Reopened, TWO, answer, cannot_say, durable_suite, payment, refund,
+    reopening as taking_back, settlement_of, success, suite, word,
 };
-use crate::ledger::{ClaimOutcome, Key, LedgerError, State};
+use crate::ledger::{ClaimOutcome, Hold, Key, LedgerError, State, Verdict};
 use crate::store::sqlite::Options;
 
 fn options(directory: &Path) -> Options {
@@ -122,13 +123,7 @@ async fn rows_in_memory_give_way_to_the_file() {
     let failed = ledger.settle(fences[0], success()).await;
     assert!(matches!(failed, Err(LedgerError::Failed(_))), "{failed:?}");
 
-    let opened_again = async {
-        while ledger.trouble().is_some() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let within = Duration::from_secs(20);
-    tokio::time::timeout(within, opened_again).await.unwrap();
+    opened_again(&ledger).await;
     let superseded = Settled::Superseded(State::Done);
     assert_eq!(
         ledger.settle(fences[0], success()).await,
@@ -137,6 +132,17 @@ async fn rows_in_memory_give_way_to_the_file() {
     assert_eq!(ledger.settle(fences[1], success()).await, Ok(superseded));
     let settled = ledger.settle(fences[2], success()).await;
     assert_eq!(settled, Ok(Settled::Recorded(State::Done)));
+}
+
+/// Waits until a ledger that failed can be used.
+async fn opened_again(ledger: &SqliteLedger) {
+    let usable = async {
+        while ledger.trouble().is_some() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let within = Duration::from_secs(20);
+    tokio::time::timeout(within, usable).await.unwrap();
 }
 
 fn keys(connection: &rusqlite::Connection, sql: &str) -> Vec<String> {
@@ -238,22 +244,34 @@ async fn a_listed_record_that_changes_is_found_as_it_is_now() {
     let mut fences = Vec::new();
     {
         let (ledger, _) = open_in(directory.path(), &clock).await;
-        for message in ["r-1", "r-2"] {
+        for (message, settlement) in [
+            ("r-1", success()),
+            ("r-2", success()),
+            ("r-3", cannot_say()),
+        ] {
             let Ok(ClaimOutcome::Granted(fence, _)) = ledger.claim(refund(message)).await else {
                 panic!("not granted");
             };
-            ledger.settle(fence, success()).await.unwrap();
+            ledger.settle(fence, settlement).await.unwrap();
             fences.push(fence);
         }
+        let unknown = ledger.get(fences[2].record).await.unwrap().unwrap();
+        let applied = Verdict::Applied(answer(200, "by hand"));
+        let forced = Resolution {
+            force: true,
+            ..word(&unknown, applied)
+        };
+        ledger.resolve(forced).await.unwrap();
         ledger.close().await;
     }
     let look = rusqlite::Connection::open(options(directory.path()).path).unwrap();
     look.busy_timeout(Duration::from_secs(10)).unwrap();
     list_as_before(&look, fences[0].record, &refund("r-1").key);
     list_as_before(&look, fences[1].record, &refund("r-2").key);
+    list_as_before(&look, fences[2].record, &refund("r-3").key);
     let (ledger, _) = open_in(directory.path(), &clock).await;
     let listed = "SELECT message FROM records WHERE listed = 1 AND id IN (SELECT id FROM answers)";
-    assert_eq!(keys(&look, listed), ["r-1", "r-2"]);
+    assert_eq!(keys(&look, listed), ["r-1", "r-2", "r-3"]);
 
     let mut longer = refund("r-1");
     longer.keep *= 2;
@@ -262,8 +280,17 @@ async fn a_listed_record_that_changes_is_found_as_it_is_now() {
             ledger.claim(longer.clone()).await,
             Ok(ClaimOutcome::Done(id, _)) if id == fences[0].record
         ));
-        assert_eq!(keys(&look, listed), ["r-2"]);
+        assert_eq!(keys(&look, listed), ["r-2", "r-3"]);
     }
+    // A person's word, taken back: nobody knows again.
+    let said = fences[2].record;
+    let record = ledger.get(said).await.unwrap().unwrap();
+    ledger.reopen(taking_back(&record)).await.unwrap();
+    assert_eq!(keys(&look, listed), ["r-2"]);
+    assert!(matches!(
+        ledger.claim(refund("r-3")).await,
+        Ok(ClaimOutcome::Held(id, Hold::OutcomeUnknown)) if id == said
+    ));
     // What is noted of a late answer changes the record, and not what it answers.
     let record = ledger.get(fences[1].record).await.unwrap().unwrap();
     let late = Fence {
@@ -277,6 +304,83 @@ async fn a_listed_record_that_changes_is_found_as_it_is_now() {
         Ok(ClaimOutcome::Done(id, _)) if id == fences[1].record
     ));
     assert_eq!(keys(&look, "SELECT CAST(id AS TEXT) FROM answers"), [""; 0]);
+}
+
+/// The last listed record is forgotten, and the batch that forgot it fails.
+#[tokio::test]
+async fn what_a_failed_batch_saw_of_the_list_does_not_count() {
+    let directory = quick_directory();
+    let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
+    let (clock, hands) = Clock::manual(start);
+    let granted = async |ledger: &SqliteLedger, claim: Claim| match ledger.claim(claim).await {
+        Ok(ClaimOutcome::Granted(fence, _)) => fence,
+        other => panic!("not granted: {other:?}"),
+    };
+    let short = Claim {
+        keep: Duration::from_secs(60),
+        ..refund("listed")
+    };
+    let listed = {
+        let (ledger, _) = open_in(directory.path(), &clock).await;
+        let fence = granted(&ledger, short.clone()).await;
+        ledger.settle(fence, success()).await.unwrap();
+        ledger.close().await;
+        fence.record
+    };
+    let other = rusqlite::Connection::open(options(directory.path()).path).unwrap();
+    other.busy_timeout(Duration::from_secs(10)).unwrap();
+    list_as_before(&other, listed, &short.key);
+    let (ledger, _) = open_in(directory.path(), &clock).await;
+    let gone = granted(&ledger, refund("gone")).await;
+    delete_behind(directory.path(), gone.record);
+    hands.advance(Duration::from_secs(3600));
+    // The writer waits for this one, so that what is submitted next is one batch.
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let first = ledger.lapse(TWO);
+    let swept = ledger.sweep(100);
+    let claimed = ledger.claim(refund("new"));
+    let failed = ledger.settle(gone, success());
+    other.execute_batch("ROLLBACK").unwrap();
+    let _whichever_batch_it_was_in = first.await;
+    let failed = failed.await;
+    assert!(matches!(failed, Err(LedgerError::Failed(_))), "{failed:?}");
+    assert_eq!(
+        (swept.await.is_err(), claimed.await.is_err()),
+        (true, true),
+        "all of one batch"
+    );
+    opened_again(&ledger).await;
+    let repeated = ledger.claim(short).await;
+    assert!(
+        matches!(repeated, Ok(ClaimOutcome::Done(id, _)) if id == listed),
+        "{repeated:?}"
+    );
+}
+
+/// Two messages with one hash: only what has the same text is the same.
+#[tokio::test]
+async fn a_hash_alone_makes_no_message_known() {
+    let directory = quick_directory();
+    let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
+    let (clock, _hands) = Clock::manual(start);
+    let (ledger, _) = open_in(directory.path(), &clock).await;
+    let Ok(ClaimOutcome::Granted(fence, _)) = ledger.claim(refund("r-1")).await else {
+        panic!("not granted");
+    };
+    ledger.settle(fence, success()).await.unwrap();
+    let look = rusqlite::Connection::open(options(directory.path()).path).unwrap();
+    look.busy_timeout(Duration::from_secs(10)).unwrap();
+    let moved = look.execute("UPDATE records SET message_hash = ?1", [rows::hash("r-2")]);
+    assert_eq!(moved, Ok(1));
+    let mut of_another = refund("r-2");
+    of_another.key.client = "another".into();
+    for claim in [refund("r-2"), of_another] {
+        let claimed = ledger.claim(claim).await;
+        assert!(
+            matches!(claimed, Ok(ClaimOutcome::Granted(..))),
+            "{claimed:?}"
+        );
+    }
 }
 
 /// A file that somebody wrote to: what is listed came once, though its record is not there.

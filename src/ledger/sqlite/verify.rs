@@ -47,7 +47,7 @@ pub fn check_records(
             told(seen, kept.max(seen));
         }
     }
-    let mut listed = Checked::new("the answers that replays are given");
+    let mut listed = Checked::new("the answers that were listed");
     let answers: u64 = connection.query_row("SELECT count(*) FROM answers", (), |row| {
         row.get::<_, i64>(0).map(i64::cast_unsigned)
     })?;

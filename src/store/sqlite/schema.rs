@@ -72,8 +72,8 @@ const SECOND: &str = "ALTER TABLE meta ADD COLUMN revision INTEGER NOT NULL DEFA
 
 /// Times are microseconds since 1970 in UTC; hashes are the first 8 bytes of SHA-256.
 ///
-/// What carries the weight at ten million records: of each, two hashes go to random places, of indexes that
-/// hold 8-byte hashes alone, some 200 to a page. All other indexes grow at their end (by time) or are small (what
+/// What carries the weight at ten million records: of each, two hashes go to random places, of indexes
+/// with little beside them, some 200 to a page. All other indexes grow at their end (by time) or are small (what
 /// isn't done).
 ///
 /// `answers` is what programs of before answered repeats from: each answer went to a random place there, 25 to a
