@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """CPU time per request of the gate beside the proxies that a partner could put there instead.
 
-    benches/peers/run.py                                  all of it, some 40 minutes
+    benches/peers/run.py                                  all of it, an hour
     benches/peers/run.py --only targets --rounds 9        one part of it
     benches/peers/run.py --only targets --targets haproxy,verify --rounds 3 --seconds 1
     benches/peers/run.py --json peers.json --plot docs/performance.svg
