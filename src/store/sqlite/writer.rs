@@ -37,9 +37,9 @@ const SMALL_CACHE_KIB: i64 = 4 * 1024;
 const CACHE_KIB: i64 = 16 * 1024;
 const SMALL_PAGES: i64 = 262_145;
 
-/// Pages in the log at which it is brought back into the file: some 4 MiB. The disk has to take in at once
+/// Pages in the log at which it is brought back into the file: some 2 MiB. The disk has to take in at once
 /// what is brought in, and commits that come meanwhile wait for it.
-const CHECKPOINT_PAGES: u64 = 1000;
+const CHECKPOINT_PAGES: u64 = 500;
 
 /// How long another program's write may keep the writer waiting.
 pub(super) const BUSY: Duration = Duration::from_secs(1);
