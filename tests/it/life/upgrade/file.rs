@@ -248,8 +248,21 @@ async fn ask(gate: &GateProcess, line: &[&str]) -> Ended {
 
 async fn resolve(gate: &GateProcess, key: &str, verdict: &[&str]) -> Ended {
     let line = [&["ledger", "resolve", key], verdict].concat();
-    let who = ["--reason", "in the books", "--by", "linh"];
-    ask(gate, &[&line[..], &who].concat()).await
+    ask(gate, &[&line[..], &WHO].concat()).await
+}
+
+const WHO: [&str; 4] = ["--reason", "in the books", "--by", "linh"];
+
+impl Place {
+    /// A person takes back that a refund was applied, and says so again.
+    async fn change_mind(&mut self, gate: &GateProcess, key: &str) {
+        let line = ["ledger", "reopen", key];
+        ask(gate, &[&line[..], &WHO].concat()).await.worked();
+        self.assert_held(gate, &[key]).await;
+        resolve(gate, key, &["--applied"]).await.worked();
+        self.settled(gate, "/tiki/refund", refund(key, "150000"))
+            .await;
+    }
 }
 
 async fn terminate(mut gate: GateProcess) {
@@ -340,6 +353,7 @@ async fn a_ledger_in_a_file_outlives_an_upgrade_and_the_way_back() {
     let mut gate = Version::Previous.start(&place.setup).await;
     place.assert_replays(&gate).await;
     place.assert_held(&gate, &["unknown-3"]).await;
+    place.change_mind(&gate, "unknown-1").await;
     place.settle_refund(&gate, "back-1").await;
     place
         .settle(&gate, "/tiki/ipn", ipn("back-2", "1000"))
@@ -359,6 +373,7 @@ async fn a_ledger_in_a_file_outlives_an_upgrade_and_the_way_back() {
     assert!(migrations(&gate).is_empty());
     place.assert_replays(&gate).await;
     place.assert_held(&gate, &["unknown-3"]).await;
+    place.change_mind(&gate, "unknown-1").await;
     resolve(&gate, "unknown-3", &["--applied"]).await.worked();
     place
         .settled(&gate, "/tiki/refund", refund("unknown-3", "150000"))
