@@ -27,28 +27,14 @@ pub(super) enum Found {
     Outcome(ClaimOutcome),
 }
 
-/// The columns of an answer, here and there.
-macro_rules! columns {
-    (answers) => {
-        "id, fingerprint, policy, keep, status, headers, body"
-    };
-    (records) => {
-        "id, fingerprint, policy, keep, answer_status, answer_headers, answer_body"
-    };
-}
-
-const LISTED: &str = concat!(
-    "SELECT ",
-    columns!(answers),
-    " FROM answers WHERE message_hash = ?1 AND key_check = ?2"
-);
-
-const BY_KEY: &str = concat!(
-    "SELECT ",
-    columns!(records),
-    ", state FROM records INDEXED BY records_by_message \
-     WHERE message_hash = ?1 AND message = ?2 AND client = ?3 AND namespace = ?4 AND listed IS NULL",
-);
+// Both select the same of an answer, in the same order.
+const LISTED: &str = "\
+    SELECT id, fingerprint, policy, keep, status, headers, body \
+    FROM answers WHERE message_hash = ?1 AND key_check = ?2";
+const BY_KEY: &str = "\
+    SELECT id, fingerprint, policy, keep, answer_status, answer_headers, answer_body, state \
+    FROM records INDEXED BY records_by_message \
+    WHERE message_hash = ?1 AND message = ?2 AND client = ?3 AND namespace = ?4 AND listed IS NULL";
 
 /// Looks for a claim's key, whose message has this hash.
 pub(super) fn find(

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::ledger::conformance::{
-    End, Fixture, Reopened, TWO, answer, cannot_say, durable_suite, payment, refund,
+    End, Fixture, Reopened, answer, cannot_say, durable_suite, payment, refund,
     reopening as taking_back, settlement_of, success, suite, word,
 };
 use crate::ledger::{ClaimOutcome, Hold, Key, LedgerError, State, Verdict};
@@ -113,10 +113,7 @@ async fn rows_in_memory_give_way_to_the_file() {
     let (ledger, _) = open_in(directory.path(), &clock).await;
     let mut fences = Vec::new();
     for message in ["gone", "gone too", "there"] {
-        match ledger.claim(refund(message)).await.unwrap() {
-            ClaimOutcome::Granted(fence, _) => fences.push(fence),
-            other => panic!("not granted: {other:?}"),
-        }
+        fences.push(granted(&ledger, refund(message)).await);
     }
     delete_behind(directory.path(), fences[0].record);
     delete_behind(directory.path(), fences[1].record);
@@ -132,6 +129,14 @@ async fn rows_in_memory_give_way_to_the_file() {
     assert_eq!(ledger.settle(fences[1], success()).await, Ok(superseded));
     let settled = ledger.settle(fences[2], success()).await;
     assert_eq!(settled, Ok(Settled::Recorded(State::Done)));
+}
+
+/// The fence of a claim that must be granted.
+async fn granted(ledger: &SqliteLedger, claim: Claim) -> Fence {
+    match ledger.claim(claim).await {
+        Ok(ClaimOutcome::Granted(fence, _)) => fence,
+        other => panic!("not granted: {other:?}"),
+    }
 }
 
 /// Waits until a ledger that failed can be used.
@@ -180,12 +185,8 @@ async fn a_done_record_is_found_whether_its_answer_is_listed_or_not() {
         claim.key.client = client.into();
         claim
     };
-    let granted = async |client: &str| match ledger.claim(of(client)).await.unwrap() {
-        ClaimOutcome::Granted(fence, _) => fence,
-        other => panic!("not granted: {other:?}"),
-    };
     for (client, body) in [("a", "of a"), ("b", "of b"), ("c", "of c")] {
-        let fence = granted(client).await;
+        let fence = granted(&ledger, of(client)).await;
         let settled = ledger.settle(fence, settlement_of(200, body)).await;
         assert_eq!(settled, Ok(Settled::Recorded(State::Done)));
     }
@@ -228,10 +229,7 @@ async fn a_done_record_is_found_whether_its_answer_is_listed_or_not() {
     assert_eq!(ledger.sweep(100).await, Ok(2));
     assert!(keys(&look, "SELECT CAST(body AS TEXT) FROM answers").is_empty());
     assert_eq!(answered("b").await, "of b");
-    assert!(matches!(
-        ledger.claim(of("a")).await,
-        Ok(ClaimOutcome::Granted(..))
-    ));
+    granted(&ledger, of("a")).await;
     assert_eq!(ledger.list(all).await.unwrap().records.len(), 2);
 }
 
@@ -249,9 +247,7 @@ async fn a_listed_record_that_changes_is_found_as_it_is_now() {
             ("r-2", success()),
             ("r-3", cannot_say()),
         ] {
-            let Ok(ClaimOutcome::Granted(fence, _)) = ledger.claim(refund(message)).await else {
-                panic!("not granted");
-            };
+            let fence = granted(&ledger, refund(message)).await;
             ledger.settle(fence, settlement).await.unwrap();
             fences.push(fence);
         }
@@ -312,10 +308,6 @@ async fn what_a_failed_batch_saw_of_the_list_does_not_count() {
     let directory = quick_directory();
     let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
     let (clock, hands) = Clock::manual(start);
-    let granted = async |ledger: &SqliteLedger, claim: Claim| match ledger.claim(claim).await {
-        Ok(ClaimOutcome::Granted(fence, _)) => fence,
-        other => panic!("not granted: {other:?}"),
-    };
     let short = Claim {
         keep: Duration::from_secs(60),
         ..refund("listed")
@@ -334,14 +326,20 @@ async fn what_a_failed_batch_saw_of_the_list_does_not_count() {
     let gone = granted(&ledger, refund("gone")).await;
     delete_behind(directory.path(), gone.record);
     hands.advance(Duration::from_secs(3600));
-    // The writer waits for this one, so that what is submitted next is one batch.
-    other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let first = ledger.lapse(TWO);
+    // While the writer is kept in a batch, what is submitted becomes the next one.
+    let (tell, running) = std::sync::mpsc::channel();
+    let (go_on, wait) = std::sync::mpsc::channel();
+    let first = ledger.run(move |_| {
+        tell.send(()).unwrap();
+        wait.recv().unwrap();
+        Ok(Ok::<_, LedgerError>(()))
+    });
+    running.recv().unwrap();
     let swept = ledger.sweep(100);
     let claimed = ledger.claim(refund("new"));
     let failed = ledger.settle(gone, success());
-    other.execute_batch("ROLLBACK").unwrap();
-    let _whichever_batch_it_was_in = first.await;
+    go_on.send(()).unwrap();
+    assert_eq!(first.await, Ok(()));
     let failed = failed.await;
     assert!(matches!(failed, Err(LedgerError::Failed(_))), "{failed:?}");
     assert_eq!(
@@ -364,9 +362,7 @@ async fn a_hash_alone_makes_no_message_known() {
     let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
     let (clock, _hands) = Clock::manual(start);
     let (ledger, _) = open_in(directory.path(), &clock).await;
-    let Ok(ClaimOutcome::Granted(fence, _)) = ledger.claim(refund("r-1")).await else {
-        panic!("not granted");
-    };
+    let fence = granted(&ledger, refund("r-1")).await;
     ledger.settle(fence, success()).await.unwrap();
     let look = rusqlite::Connection::open(options(directory.path()).path).unwrap();
     look.busy_timeout(Duration::from_secs(10)).unwrap();
@@ -375,11 +371,7 @@ async fn a_hash_alone_makes_no_message_known() {
     let mut of_another = refund("r-2");
     of_another.key.client = "another".into();
     for claim in [refund("r-2"), of_another] {
-        let claimed = ledger.claim(claim).await;
-        assert!(
-            matches!(claimed, Ok(ClaimOutcome::Granted(..))),
-            "{claimed:?}"
-        );
+        granted(&ledger, claim).await;
     }
 }
 
@@ -390,9 +382,7 @@ async fn a_listed_message_without_its_record_is_not_taken_for_a_new_one() {
     let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
     let (clock, _hands) = Clock::manual(start);
     let (ledger, _) = open_in(directory.path(), &clock).await;
-    let ClaimOutcome::Granted(fence, _) = ledger.claim(refund("r-1")).await.unwrap() else {
-        panic!("not granted");
-    };
+    let fence = granted(&ledger, refund("r-1")).await;
     ledger.settle(fence, success()).await.unwrap();
     ledger.close().await;
     let connection = rusqlite::Connection::open(options(directory.path()).path).unwrap();
@@ -425,10 +415,7 @@ async fn a_row_is_filed_under_the_hashes_of_its_message_and_its_payment() {
     let (clock, _hands) = Clock::manual(start);
     let (ledger, _) = open_in(directory.path(), &clock).await;
     for claim in [refund("r-1"), payment("r-2", true)] {
-        let granted = ledger.claim(claim).await;
-        let Ok(ClaimOutcome::Granted(fence, _)) = granted else {
-            panic!("{granted:?}");
-        };
+        let fence = granted(&ledger, claim).await;
         ledger.settle(fence, success()).await.unwrap();
     }
     let connection = rusqlite::Connection::open(options(directory.path()).path).unwrap();
